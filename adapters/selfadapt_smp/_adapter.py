@@ -1,0 +1,223 @@
+"""The adapter for segmentation_models_pytorch and for networks that work alike."""
+
+import json
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import segmentation_models_pytorch as smp
+import torch
+from numpy.typing import NDArray
+from segmentation_models_pytorch.base.hub_mixin import SMPHubMixin
+from torch import Tensor, nn
+
+from selfadapt import (
+    Adapter,
+    ModelError,
+    OutputSpec,
+    normalize_percentile,
+    normalize_standard,
+    to_gray,
+)
+from selfadapt_smp._decode import Decode
+from selfadapt_smp._names import head_names, parse_heads
+
+DEMO = Path(__file__).with_name("demo_model")
+SIDECAR = "selfadapt.json"
+"""Beside SMP's own files: what SMP's format does not say (heads, normalisation, decoding)."""
+
+
+class SmpAdapter(Adapter):
+    """Any SMP model, or another network with one output `[B, channels, H, W]`.
+
+    Args:
+        model: an SMP model, any `nn.Module`, or a TorchScript module.
+        outputs: the heads in the order of the network's channels: an `OutputSpec`, or names
+            such as "foreground,distance" (`foreground`, `boundary`: one logit each; `distance`:
+            one value; `classes:3`: softmax).
+        normalize: "percentile" (1 and 99 to 0 and 1), "standard" (zero mean, unit variance) or
+            "none".
+        gray: turn colour into luminance: "no", "yes", or "inverted" (dark nuclei become bright).
+        embedding: dotted name of the bottleneck module; default `encoder`. TorchScript runs its
+            submodules where no hook reaches, so such networks have no bottleneck.
+        channels: number of channels that the network takes; default: read off its first layer.
+        size_multiple: sides are padded to multiples of this; default 32, or the encoder's stride.
+        decode: recipe options, or a function `(outputs, heads) -> int32 [H, W]`.
+
+    Raises:
+        ModelError: the network has no such layer, or is no network.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        outputs: OutputSpec | str,
+        *,
+        normalize: Literal["percentile", "standard", "none"] = "percentile",
+        gray: Literal["no", "yes", "inverted"] = "no",
+        embedding: str = "encoder",
+        channels: int | None = None,
+        size_multiple: int | None = None,
+        decode: Any = None,
+    ) -> None:
+        self.model = model.eval()
+        self.outputs = parse_heads(outputs) if isinstance(outputs, str) else outputs
+        self.normalize = normalize
+        self.gray = gray
+        self.scripted = isinstance(model, torch.jit.ScriptModule)
+        self.embedding = embedding
+        if not self.scripted:
+            self.embedding_module(model)
+        self.channels = channels if channels is not None else _input_channels(model)
+        self.size_multiple = size_multiple or int(
+            getattr(getattr(model, "encoder", None), "output_stride", 32)
+        )
+        self._decode = decode if decode is not None else Decode()
+
+    def forward(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+        raw = model(images)
+        if isinstance(raw, tuple | list):  # SMP with aux_params: masks, labels
+            raw = raw[0]
+        return self.outputs.split(raw)
+
+    def embedding_module(self, model: nn.Module) -> nn.Module | None:
+        if self.scripted:
+            return None
+        try:
+            return model.get_submodule(self.embedding)
+        except AttributeError:
+            names = ", ".join(name for name, _ in model.named_children())
+            raise ModelError(
+                f"the network has no layer {self.embedding!r} to take the embedding from; give "
+                f"embedding=..., one of its layers: {names}."
+            ) from None
+
+    @property
+    def can_decode(self) -> bool:
+        return not isinstance(self._decode, Decode) or Decode.knows(list(self.outputs))
+
+    def decode(self, outputs: Mapping[str, Tensor]) -> NDArray[np.int32]:
+        if not self.can_decode:
+            raise ModelError(
+                f"there is no recipe from the heads {list(self.outputs)} to instances: give "
+                "decode=..., a function (outputs, heads) -> int32 [H, W]."
+            )
+        instances: NDArray[np.int32] = self._decode(outputs, self.outputs)
+        return instances
+
+    def prepare(self, image: NDArray[Any]) -> NDArray[Any]:
+        if self.gray != "no":
+            image = to_gray(image, invert=self.gray == "inverted")
+        if self.normalize == "percentile":
+            return normalize_percentile(image)
+        return normalize_standard(image) if self.normalize == "standard" else image
+
+    def save(self, path: str | Path) -> None:
+        """SMP: the folder of `save_pretrained`; TorchScript: its file; else a state dict."""
+        if isinstance(self.model, SMPHubMixin):
+            self.model.save_pretrained(path)
+            (Path(path) / SIDECAR).write_text(json.dumps(self._options(), indent=2))
+        elif self.scripted:
+            torch.jit.save(self.model, str(path))
+        else:
+            torch.save(self.model.state_dict(), path)
+
+    def _options(self) -> dict[str, Any]:
+        """What `from_pretrained` must know to open the saved folder alike."""
+        options: dict[str, Any] = {
+            "normalize": self.normalize,
+            "gray": self.gray,
+            "embedding": self.embedding,
+            "size_multiple": self.size_multiple,
+        }
+        if (heads := head_names(self.outputs)) is not None:
+            options |= heads
+        if isinstance(self._decode, Decode):
+            options |= asdict(self._decode)
+        return options
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        model: str,
+        *,
+        heads: str | None = None,
+        activated: bool | None = None,
+        normalize: Literal["percentile", "standard", "none"] | None = None,
+        gray: Literal["no", "yes", "inverted"] | None = None,
+        embedding: str | None = None,
+        channels: int | None = None,
+        size_multiple: int | None = None,
+        threshold: float | None = None,
+        min_size: int | None = None,
+        min_distance: int | None = None,
+        smoothing: float | None = None,
+    ) -> Self:
+        """Open "demo" (bundled), a folder of SMP's `save_pretrained`, or a TorchScript file.
+
+        Options that are not given come from the folder's selfadapt.json, where there is one.
+
+        Args:
+            model: "demo", a folder or a file.
+            heads: the network's channels in order, e.g. "foreground,distance".
+            activated: the network gives probabilities, not logits.
+            normalize: "percentile", "standard" or "none".
+            gray: "no", "yes" or "inverted".
+            embedding: dotted name of the bottleneck module.
+            channels: number of channels that the network takes.
+            size_multiple: sides that the network takes are multiples of this.
+            threshold: foreground is where its probability exceeds this.
+            min_size: smaller instances, in pixels, are dropped.
+            min_distance: least distance of two peaks, in pixels.
+            smoothing: Gaussian smoothing of the distance, in pixels.
+
+        Raises:
+            ModelError: the file is missing or none of these, or heads are not said.
+        """
+        given = {
+            name: value
+            for name, value in locals().items()
+            if name not in ("cls", "model", "__class__") and value is not None
+        }
+        network, options = _open(DEMO if model == "demo" else Path(model))
+        options |= given
+        if "heads" not in options:
+            raise ModelError(
+                f"{model!r} does not say which channel is which head: give heads, e.g. "
+                "heads='foreground,distance' (shell: --heads foreground,distance)."
+            )
+        outputs = parse_heads(options.pop("heads"), activated=options.pop("activated", False))
+        recipe = {name: options.pop(name) for name in asdict(Decode()) if name in options}
+        return cls(network, outputs, decode=Decode(**recipe), **options)
+
+
+def _input_channels(model: nn.Module) -> int | None:
+    """Channels of the first layer that says so; None if none does."""
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            return parameter.shape[1]
+    return None
+
+
+def _open(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    if not path.exists():
+        raise ModelError(
+            f"there is no model {str(path)!r}: give 'demo', a folder written by save_pretrained, "
+            "or a TorchScript file."
+        )
+    try:
+        if path.is_dir():
+            with redirect_stdout(None):  # it prints where it loads from
+                network = smp.from_pretrained(str(path))
+            sidecar = path / SIDECAR
+            return network, json.loads(sidecar.read_text()) if sidecar.exists() else {}
+        return torch.jit.load(str(path), map_location="cpu"), {}
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"{str(path)!r} is neither a folder of SMP's save_pretrained nor a TorchScript file "
+            f"({reason}); for another network use SmpAdapter(your_module, ...) from Python."
+        ) from None

@@ -1,0 +1,337 @@
+"""The run: one stateful object around the pure parts of the method."""
+
+import copy
+import math
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfadapt._adapter import Adapter
+from selfadapt._augment import augment
+from selfadapt._config import Config
+from selfadapt._errors import CheckpointError, ConfigError, ImageError
+from selfadapt._losses import l2_sp, masked_mean
+from selfadapt._monitors import Validation
+from selfadapt._reliability import RunningThreshold
+from selfadapt._teacher import make_teacher, update_teacher
+from selfadapt._views import view_votes
+
+Info = dict[str, float]
+Stop = Callable[["SelfAdaptation", Mapping[str, float]], bool]
+
+_NORMS = (
+    nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm
+)  # fmt: skip
+
+
+class SelfAdaptation:
+    """A student, its teacher and the initial network, and one step of the method at a time.
+
+    In your own loop, with your own optimiser over `run.parameters()`:
+
+        run = SelfAdaptation(adapter, Config())
+        for images in loader:
+            loss, info = run.loss(images)
+            optimizer.zero_grad(); loss.backward(); optimizer.step()
+            run.update_teacher()
+
+    or with AdamW, warm-up and cosine as in the paper: `step`, `iterate` or `fit`.
+
+    Args:
+        adapter: the model. Its network stays as it is; student, teacher and initial are copies.
+        config: all settings.
+
+    Attributes:
+        student: the network that is trained.
+        teacher: the moving average of the student, always in eval mode.
+        initial: the network before adaptation, frozen.
+        iteration: number of optimiser steps taken by `step`.
+    """
+
+    def __init__(self, adapter: Adapter, config: Config | None = None) -> None:
+        self.adapter = adapter
+        self.config = config = config or Config()
+        self.device = pick_device(config.device)
+        self.initial = copy.deepcopy(adapter.model).to(self.device, torch.float32)
+        self.initial.eval().requires_grad_(False)
+        self.student = copy.deepcopy(adapter.model).to(self.device, torch.float32)
+        names = select_parameters(self.student, config.trainable)
+        for name, parameter in self.student.named_parameters():
+            parameter.requires_grad_(name in names)
+        self.teacher = make_teacher(self.student)
+        start = dict(self.initial.named_parameters())
+        self._anchors = [start[name] for name in names]
+        self.iteration = 0
+        self.symmetries = adapter.outputs.symmetries
+        self.thresholds = {
+            name: RunningThreshold(
+                head.groups,
+                head.settings(config)[1],
+                config.keep_floor,
+                config.mask_momentum,
+                self.device,
+            )
+            for name, head in adapter.outputs.items()
+        }
+        self.optimizer = torch.optim.AdamW(
+            self.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self._generator = torch.Generator(self.device).manual_seed(config.seed)
+        self._view_generator = torch.Generator().manual_seed(config.seed)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The student's parameters that adapt, for an optimiser of your own."""
+        return [p for p in self.student.parameters() if p.requires_grad]
+
+    @property
+    def exported(self) -> nn.Module:
+        """The network that is monitored and returned, as `config.export` says."""
+        return self.student if self.config.export == "student" else self.teacher
+
+    def loss(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one batch, Eq. 1 + Eq. 2; no backward, no optimiser.
+
+        Args:
+            images: prepared crops, float `[B, C, S, S]`, square, S as the network takes it.
+
+        Returns:
+            The loss, and detached figures: `loss`, `loss_<head>` (unweighted), `l2sp` (the sum
+            of Eq. 2 without lambda), `kept` and `kept_<head>` (share of reliable pixels).
+
+        Raises:
+            ImageError: the batch has the wrong shape.
+            OutputError: the network's output does not fit the heads.
+        """
+        images = self._check_batch(images)
+        labels, masks = self._pseudo_labels(images)
+        # dropout and the like draw from a stream of their own: a resumed run repeats it, and the
+        # caller's random state is untouched
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self._draw_seed())
+            self._set_training()
+            raw = self._forward(self.student, augment(images, self.config, self._generator))
+        total = images.new_zeros(())
+        info = {}
+        for name, head in self.adapter.outputs.items():
+            term = masked_mean(head.loss(raw[name], labels[name]), masks[name])
+            total = total + head.settings(self.config)[0] * term
+            info[f"loss_{name}"] = term.detach()
+            info[f"kept_{name}"] = masks[name].float().mean()
+        info["kept"] = torch.stack([info[f"kept_{name}"] for name in labels]).mean()
+        if self.config.l2sp:
+            shift = l2_sp(self.parameters(), self._anchors)
+            total = total + self.config.l2sp * shift
+            info["l2sp"] = shift.detach()
+        info["loss"] = total.detach()
+        return total, info
+
+    def step(self, images: Tensor) -> dict[str, Tensor]:
+        """One iteration: loss, backward, AdamW with warm-up and cosine, teacher update."""
+        rate = learning_rate(self.iteration, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, info = self.loss(images)
+        loss.backward()
+        if self.config.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters(), self.config.gradient_clip)
+        self.optimizer.step()
+        self.iteration += 1
+        if self.iteration % self.config.ema_every == 0:
+            self.update_teacher()
+        return info
+
+    def update_teacher(self) -> None:
+        """Move the teacher towards the student by the exponential moving average."""
+        update_teacher(self.teacher, self.student, self.config.ema_decay)
+
+    def iterate(
+        self, batches: Iterable[Tensor], validation: Validation | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Step through `batches` until `config.iterations`; `break` is early stopping.
+
+        Yields the figures of each step. Every `config.validate_every` steps, and at the last,
+        the figures of `validation` are among them,
+        unless the loss is not finite any more.
+        """
+        for images in batches:
+            if self.iteration >= self.config.iterations:
+                return
+            info: dict[str, Any] = dict(self.step(images))
+            last = self.iteration == self.config.iterations
+            due = last or self.iteration % self.config.validate_every == 0
+            if validation and due and bool(info["loss"].isfinite()):
+                info.update(validation(self.exported))
+            yield info
+
+    def fit(
+        self,
+        batches: Iterable[Tensor],
+        *,
+        stop: Stop | None = None,
+        validation: Validation | None = None,
+    ) -> list[Info]:
+        """Step through `batches` until `stop(run, info)` is true; return the figures of all steps.
+
+        Monitors such as `EmbeddingDrift()` look at what `validation` has measured.
+        """
+        history = []
+        for info in self.iterate(batches, validation):
+            history.append({name: float(value) for name, value in info.items()})
+            if stop is not None and stop(self, history[-1]):
+                break
+        return history
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs to go on bit for bit, but the initial weights."""
+        return {
+            "config": self.config.to_dict(),
+            "outputs": repr(self.adapter.outputs),
+            "model": fingerprint(self.initial),
+            "iteration": self.iteration,
+            "student": self.student.state_dict(),
+            "teacher": self.teacher.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "thresholds": {name: t.threshold for name, t in self.thresholds.items()},
+            "generator": self._generator.get_state(),
+            "view_generator": self._view_generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()` of a run with the same settings, heads and initial weights.
+
+        Raises:
+            CheckpointError: something differs; the message names it, and nothing is changed.
+        """
+        missing = self.state_dict().keys() - state.keys()
+        if missing:
+            raise CheckpointError(
+                f"this is no state of a SelfAdaptation: {', '.join(sorted(missing))} missing."
+            )
+        _refuse_difference("setting", state["config"], self.config.to_dict())
+        _refuse_difference("heads", {"": state["outputs"]}, {"": repr(self.adapter.outputs)})
+        _refuse_difference("initial model's", state["model"], fingerprint(self.initial))
+        self.student.load_state_dict(state["student"])
+        self.teacher.load_state_dict(state["teacher"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, threshold in state["thresholds"].items():
+            self.thresholds[name].threshold = threshold.to(self.device)
+        self._generator.set_state(state["generator"].cpu())
+        self._view_generator.set_state(state["view_generator"].cpu())
+        self.iteration = state["iteration"]
+
+    def _check_batch(self, images: Tensor) -> Tensor:
+        adapter = self.adapter
+        if images.ndim != 4 or images.shape[2] != images.shape[3] or not images.shape[0]:
+            raise ImageError(
+                f"a batch of shape {list(images.shape)} was given: square crops [B, C, S, S] are "
+                "needed, since quarter turns exchange height and width."
+            )
+        if adapter.channels not in (None, images.shape[1]):
+            raise ImageError(
+                f"the batch has {images.shape[1]} channels, the network takes {adapter.channels}."
+            )
+        side = images.shape[-1]
+        if side % adapter.size_multiple or adapter.fixed_size not in (None, side):
+            rule = adapter.fixed_size or f"a multiple of {adapter.size_multiple}"
+            raise ImageError(f"crops of {side} pixels were given; the network takes {rule}.")
+        return images.to(self.device, torch.float32, non_blocking=True)
+
+    def _forward(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+        enabled = self.config.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
+            outputs = self.adapter.forward(model, images)
+        self.adapter.outputs.check(outputs, (images.shape[-2], images.shape[-1]))
+        return {name: output.float() for name, output in outputs.items()}
+
+    @torch.no_grad()
+    def _pseudo_labels(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Labels and reliability masks of the teacher, by head."""
+        spec, config = self.adapter.outputs, self.config
+        symmetries = self.symmetries
+        if config.views == 1:
+            symmetries = symmetries[:1]
+        elif config.views < len(symmetries):
+            order = torch.randperm(len(symmetries), generator=self._view_generator)
+            symmetries = tuple(symmetries[i] for i in order[: config.views].tolist())
+        votes = view_votes(lambda v: self._forward(self.teacher, v), images, spec, symmetries)
+        labels, masks = {}, {}
+        for name, vote in votes.items():
+            labels[name] = spec[name].pseudo_label(vote, config.targets)
+            doubt, group = spec[name].doubt(vote)
+            reliable = self.thresholds[name].update(doubt, group)
+            masks[name] = reliable if config.mask else torch.ones_like(reliable)
+        return labels, masks
+
+    def _draw_seed(self) -> int:
+        return int(torch.randint(2**31, (), generator=self._view_generator))
+
+    def _set_training(self) -> None:
+        """Train mode, then the batch-norm policy (some models override `train`)."""
+        self.student.train()
+        if self.config.batch_norm == "frozen":
+            for module in self.student.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" is CUDA where it is available, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r} cannot be used here: {reason}") from None
+
+
+def learning_rate(iteration: int, config: Config) -> float:
+    """Linear warm-up over the first share of iterations, then a cosine down to zero."""
+    warmup = config.warmup * config.iterations
+    if iteration < warmup:
+        return config.learning_rate * (iteration + 1) / math.ceil(warmup)
+    progress = (iteration - warmup) / max(config.iterations - warmup, 1)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def select_parameters(model: nn.Module, trainable: str) -> list[str]:
+    """Names of the parameters that adapt; those the model itself has frozen never do."""
+    free = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if trainable == "norm":
+        layers = [name for name, module in model.named_modules() if isinstance(module, _NORMS)]
+        chosen = [name for name in free if name.rpartition(".")[0] in layers]
+    elif trainable == "all":
+        chosen = free
+    else:
+        chosen = [name for name in free if re.search(trainable, name)]
+    if not chosen:
+        raise ConfigError(
+            f"trainable={trainable!r} selects no parameter of the network; its first are "
+            f"{', '.join(free[:3]) or 'all frozen'}."
+        )
+    return chosen
+
+
+def fingerprint(model: nn.Module) -> dict[str, str]:
+    """Shape and checksum of every tensor, to tell one network from another."""
+    return {
+        name: f"{tuple(tensor.shape)} {zlib.crc32(tensor.cpu().numpy().tobytes()):08x}"
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def _refuse_difference(what: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    for name in [*ours, *theirs]:
+        if theirs.get(name) != ours.get(name):
+            raise CheckpointError(
+                f"the saved run differs from this one: {what} {name} was "
+                f"{theirs.get(name, 'absent')}, now it is {ours.get(name, 'absent')}. Give the "
+                "same, or start a new run."
+            )

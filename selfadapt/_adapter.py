@@ -1,0 +1,114 @@
+"""What a model must tell the core about itself. Users subclass `Adapter` for their own model."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from skimage.transform import resize
+from torch import Tensor, nn
+
+from selfadapt._errors import ModelError
+from selfadapt._heads import OutputSpec
+from selfadapt._predict import predict
+from selfadapt._prepare import Image, as_channels_first, normalize_percentile, prepare
+
+
+class Adapter(ABC):
+    """A trained network and how to use it. docs/own-model.md walks through a subclass.
+
+    A subclass sets `model` and `outputs`, and overrides `forward` and `embedding_module`;
+    everything else has a default.
+    """
+
+    model: nn.Module
+    """The trained network. Adapting works on copies and leaves it as it is."""
+    outputs: OutputSpec
+    """The heads of the network."""
+    channels: int | None = None
+    """Number of channels that the network takes; None for any."""
+    size_multiple: int = 1
+    """Height and width that the network takes are multiples of this."""
+    fixed_size: int | None = None
+    """Set where the network takes square tiles of this side only."""
+
+    @abstractmethod
+    def forward(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+        """Raw outputs by head name, `[B, channels, H / grid, W / grid]`, of `[B, C, H, W]`.
+
+        `model` is passed in because student, teacher and initial network share one adapter.
+        """
+
+    @abstractmethod
+    def embedding_module(self, model: nn.Module) -> nn.Module | None:
+        """The layer of `model` whose output is the bottleneck.
+
+        The core hooks it, averages over positions and scales to unit norm. None where no layer
+        can be hooked: then only criteria that need no embedding can stop a run.
+        """
+
+    def decode(self, outputs: Mapping[str, Tensor]) -> NDArray[np.int32]:
+        """Instances `[H, W]` of one image from its raw outputs `[channels, H / grid, W / grid]`.
+
+        Optional: without it only criteria that need no instances can stop a run.
+        """
+        raise no_decode(self)
+
+    @property
+    def can_decode(self) -> bool:
+        """Whether `decode` is there."""
+        return type(self).decode is not Adapter.decode
+
+    def prepare(self, image: Image) -> Image:
+        """Normalise (and rescale, where the model does) one image `[C, H, W]`, as float32.
+
+        Default: percentiles 1 and 99 of each channel go to 0 and 1.
+        """
+        return normalize_percentile(image)
+
+    def segment(self, image: Any, *, channel_axis: int | None = None) -> NDArray[np.int32]:
+        """Instances of one image at its own size, `[H, W]`; the image may have any size.
+
+        Args:
+            image: numbers `[H, W]`, or three axes of which `channel_axis` holds the channels.
+            channel_axis: position of the channel axis, where there is one.
+        """
+        pixels = as_channels_first(image, channel_axis, "the image")
+        labels = predict(self, self.model, prepare(self, pixels, "the image")).instances
+        if labels is None:
+            raise no_decode(self)
+        if labels.shape != pixels.shape[1:]:
+            labels = resize(
+                labels, pixels.shape[1:], order=0, preserve_range=True, anti_aliasing=False
+            )
+        return labels.astype(np.int32)
+
+    def save(self, path: str | Path) -> None:
+        """Write the model as its family's tools load it. Default: a plain state dict."""
+        torch.save(self.model.state_dict(), path)
+
+    @classmethod
+    def from_pretrained(cls, model: str, **options: Any) -> Self:
+        """Open a model by its name or path, as the family's users name it. The shell needs it.
+
+        Override it with explicit keyword options: the shell turns each into a flag.
+        """
+        raise ModelError(f"{cls.__name__} cannot open {model!r}: it has no `from_pretrained`.")
+
+    def with_model(self, model: nn.Module) -> Self:
+        """The same adapter around another network of the same architecture."""
+        adapter = copy.copy(self)
+        adapter.model = model
+        return adapter
+
+
+def no_decode(adapter: Adapter) -> ModelError:
+    """The error of everything that needs instances."""
+    return ModelError(
+        f"{type(adapter).__name__} cannot decode instances, which this needs: override its "
+        "`decode`, or stop by EmbeddingDrift, which needs none."
+    )

@@ -1,0 +1,54 @@
+"""Strong augmentation of the student's input: intensity, contrast, blur, noise. No geometry.
+
+The usual libraries clamp to [0, 1], take one or three channels only, draw one set of parameters
+per batch or take no generator; normalised microscopy images need none of that.
+"""
+
+import math
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from selfadapt._config import Config
+
+
+def augment(images: Tensor, config: Config, generator: Generator) -> Tensor:
+    """Strongly augmented copy of `images`, float `[B, C, H, W]`, C any number.
+
+    Every sample draws its own parameters; all its channels share contrast and blur, and each
+    has its own shift. Shifts and noise are measured in the standard deviation of the whole
+    batch, per channel, so that one setting serves images of any scale and a blank sample is
+    not drowned; an empty channel stays empty. Values are not clamped.
+    """
+    batch, channels = images.shape[:2]
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, device=images.device, dtype=images.dtype)
+
+    unit = config.strength * images.std((0, 2, 3), keepdim=True)
+    out = _blur(images, config.strength * config.blur, uniform(batch))
+    mean = out.mean((2, 3), keepdim=True)
+    gain = 1 + config.strength * config.contrast * (2 * uniform(batch, 1, 1, 1) - 1)
+    shift = unit * config.brightness * (2 * uniform(batch, channels, 1, 1) - 1)
+    noise = torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)
+    noise *= unit * config.noise * uniform(batch, 1, 1, 1)
+    return noise.addcmul_(out, gain).add_(mean * (1 - gain) + shift)
+
+
+def _blur(images: Tensor, largest: float, share: Tensor) -> Tensor:
+    """Gaussian blur, sigma of sample b = largest * share[b] pixels, edges replicated."""
+    radius = math.ceil(2 * largest)
+    if radius == 0:
+        return images
+    batch, channels, height, width = images.shape
+    offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
+    sigma = (largest * share).clamp(min=1e-3).view(-1, 1)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)
+    folded = images.reshape(1, batch * channels, height, width)
+    for shape, pad in (((-1, 1, 2 * radius + 1, 1), (0, 0, radius, radius)),
+                       ((-1, 1, 1, 2 * radius + 1), (radius, radius, 0, 0))):  # fmt: skip
+        folded = functional.pad(folded, pad, mode="replicate")
+        folded = functional.conv2d(folded, kernel.view(shape), groups=batch * channels)
+    return folded.view_as(images)

@@ -1,0 +1,295 @@
+"""The shell: selfadapt demo | adapt | segment | evaluate | report | adapters."""
+
+import json
+import math
+import os
+import re
+import sys
+from argparse import ArgumentError
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from importlib.util import find_spec
+from inspect import signature
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tifffile
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from tqdm import tqdm
+
+from selfadapt._adapt import adapt
+from selfadapt._adapter import Adapter
+from selfadapt._config import Config
+from selfadapt._demo import run_demo
+from selfadapt._errors import CheckpointError, ConfigError, ImageError, SelfAdaptError
+from selfadapt._images import LazyImage, open_images
+from selfadapt._matching import Matches, match
+from selfadapt._monitors import EmbeddingDrift, FalseNegativeRate, Monitor
+from selfadapt._registry import adapters, load_adapter
+from selfadapt._report import write_report
+from selfadapt._rundir import RunDirectory
+
+IOUS = tuple(round(0.5 + 0.05 * k, 2) for k in range(10))
+ORIGIN = "adapter.json"
+"""In a run folder: which adapter, with which options, opens its model."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, or 2 for an error that the user can mend."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if words else 2
+    name, *rest = words
+    if name not in COMMANDS:
+        return _fail(f"there is no command {name!r}; there are {', '.join(COMMANDS)}.")
+    try:
+        COMMANDS[name](rest)
+    except SelfAdaptError as error:
+        return _fail(str(error))
+    except ArgumentError as error:
+        return _fail(f"{error} (see: selfadapt {name} --help)")
+    except KeyboardInterrupt:
+        return _fail("interrupted; `selfadapt adapt ... --resume` goes on with an adaptation.", 130)
+    return 0
+
+
+def _fail(message: str, code: int = 2) -> int:
+    print(f"selfadapt: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _usage() -> str:
+    lines = [f"  {name:9} {command.__doc__}" for name, command in COMMANDS.items()]
+    return "usage: selfadapt COMMAND [options]; selfadapt COMMAND --help\n\n" + "\n".join(lines)
+
+
+def _parser(command: str, **positional: str) -> ArgumentParser:
+    doc = COMMANDS[command].__doc__
+    parser = ArgumentParser(prog=f"selfadapt {command}", description=doc, exit_on_error=False)
+    for name, text in positional.items():
+        parser.add_argument(name, type=str, help=text)
+    return parser
+
+
+def _model_parser(command: str, words: Sequence[str]) -> tuple[ArgumentParser, type[Adapter]]:
+    """A parser with --adapter, --model, --images and the adapter's own options as flags."""
+    parser = _parser(command)
+    add = parser.add_argument
+    add("--config", action="config", help="file with any of these options")
+    add("--adapter", type=str | None, help="a name that `selfadapt adapters` lists")
+    add("--model", type=str, required=True, help="the family's name or file, or a RUN folder")
+    add("--images", type=str, required=True, help="folder, file or zarr")
+    add("--channel_axis", type=int | None, help="where the channels are, if files do not say it")
+    kind = _named_adapter(words)
+    parser.add_method_arguments(kind, "from_pretrained", skip={"model"})
+    return parser, kind
+
+
+def _named_adapter(words: Sequence[str]) -> type[Adapter]:
+    """The adapter that the words, their config file or their RUN folder name."""
+    early = ArgumentParser(exit_on_error=False, add_help=False)
+    for flag in ("--adapter", "--model", "--config"):
+        early.add_argument(flag, type=str | None)
+    words = [word for word in words if word not in ("-h", "--help")]
+    known: Namespace = early.parse_known_args(words)[0]
+    named = _read_config(known.config) if known.config else {}
+    name, model = known.adapter or named.get("adapter"), known.model or named.get("model")
+    if model and (Path(model) / ORIGIN).exists():
+        origin = RunDirectory(model).read_json(ORIGIN)["adapter"]
+        if name not in (None, origin):
+            raise ConfigError(f"{model!r} is a run of adapter {origin!r}, not {name!r}.")
+        name = origin
+    if not name:
+        raise ConfigError("--adapter is missing: give one that `selfadapt adapters` lists.")
+    return load_adapter(name)
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"config file {path!r} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"config file {path!r} must hold 'name: value' lines.")
+    return content
+
+
+def _open_model(kind: type[Adapter], options: Namespace) -> tuple[Adapter, dict[str, Any]]:
+    """The adapter, and the options that open it again."""
+    names = [name for name in signature(kind.from_pretrained).parameters if name != "model"]
+    chosen = {name: options[name] for name in names if options[name] is not None}
+    model, directory = options.model, RunDirectory(options.model)
+    if (directory.path / ORIGIN).exists():
+        if not directory.model.exists():
+            raise CheckpointError(f"run {model!r} is not finished: resume it first (--resume).")
+        chosen = directory.read_json(ORIGIN)["options"] | chosen
+        model = str(directory.model)
+    elif (directory.path / "history.csv").exists():
+        raise CheckpointError(
+            f"{model!r} is a run made from Python: give its model, {str(directory.model)!r}, "
+            "and the adapter's options."
+        )
+    return kind.from_pretrained(model, **chosen), chosen
+
+
+def _demo(words: Sequence[str]) -> None:
+    """Adapt the bundled network to a real image, offline, and write a report."""
+    parser = _parser("demo")
+    parser.add_argument("--out", type=str, default="selfadapt-demo", help="folder of the run")
+    run_demo(parser.parse_args(words).out)
+
+
+def _adapt(words: Sequence[str]) -> None:
+    """Adapt a model to images without labels; the result is a RUN folder."""
+    parser, kind = _model_parser("adapt", words)
+    add = parser.add_argument
+    add("--out", type=str, required=True, help="RUN folder to write")
+    add("--validation", type=str | None, help="held-out images (default: a share of the images)")
+    add("--stop", type=Literal["embedding", "fn", "none"], default="embedding", help="criterion")
+    add("--threshold", type=float | None, help="of the criterion (default: 0.5; fn: 0.05)")
+    add("--resume", action="store_true", help="go on with RUN, or start it")
+    parser.add_class_arguments(Config)
+    options = parser.parse_args(words)
+    adapter, chosen = _open_model(kind, options)
+    origin = {"adapter": _registered_name(options), "options": chosen}
+    directory = RunDirectory(
+        options.out, {ORIGIN: json.dumps(origin, indent=2), "run.yaml": parser.dump(options)}
+    )
+    result = adapt(
+        adapter,
+        options.images,
+        validation=options.validation,
+        config=Config(**{field.name: options[field.name] for field in fields(Config)}),
+        stop=_criterion(options.stop, options.threshold),
+        output_dir=directory,
+        resume=options.resume,
+        channel_axis=options.channel_axis,
+    )
+    print(f"Result: {result.reason}.\nModel:  {directory.model}")
+    if find_spec("matplotlib"):
+        print(f"Report: {write_report(directory)}")
+    else:
+        print(f"Report: pip install 'selfadapt[report]', then: selfadapt report {options.out}")
+
+
+def _registered_name(options: Namespace) -> str:
+    if options.adapter:
+        return str(options.adapter)
+    return str(RunDirectory(options.model).read_json(ORIGIN)["adapter"])
+
+
+def _criterion(stop: str, threshold: float | None) -> Monitor | None:
+    if stop == "none":
+        return None
+    kind = EmbeddingDrift if stop == "embedding" else FalseNegativeRate
+    return kind() if threshold is None else kind(threshold)
+
+
+def _segment(words: Sequence[str]) -> None:
+    """Write the instances of each image as a label TIFF."""
+    parser, kind = _model_parser("segment", words)
+    parser.add_argument("--out", type=str, required=True, help="folder to write to")
+    options = parser.parse_args(words)
+    out = Path(options.out)
+    sources = open_images(options.images, channel_axis=options.channel_axis)
+    files = [out / f"{_file_stem(source)}.tif" for source in sources]
+    taken = next((file for file in files if file.exists()), None)
+    if taken is not None:
+        raise ImageError(f"{str(taken)!r} exists already: give a new folder.")
+    adapter, _ = _open_model(kind, options)
+    out.mkdir(parents=True, exist_ok=True)
+    for source, file in zip(tqdm(sources, unit="image", leave=False), files, strict=True):
+        labels = _segment_source(adapter, source)
+        kept = labels.astype(np.uint16) if labels.max() < 2**16 else labels
+        partial = file.with_suffix(".partial")
+        tifffile.imwrite(partial, kept, compression="zlib")
+        os.replace(partial, file)
+    print(f"{len(files)} label image(s) in {out}")
+
+
+def _segment_source(adapter: Adapter, source: LazyImage) -> Any:
+    try:
+        return adapter.segment(source.read(), channel_axis=0)
+    except ImageError as error:
+        raise ImageError(f"{source.name}: {error}") from None
+
+
+def _file_stem(source: LazyImage) -> str:
+    """Of "a.tif", "a"; of "a.tif T3", page 3 of it, "a-T3"."""
+    name, _, part = source.name.partition(" ")
+    stem = Path(name).stem + (f"-{part}" if part else "")
+    return re.sub(r"[^\w.-]", "_", stem)
+
+
+def _evaluate(words: Sequence[str]) -> None:
+    """Score a model against masks; prints JSON."""
+    parser, kind = _model_parser("evaluate", words)
+    parser.add_argument("--masks", type=str, required=True, help="label images, named as images")
+    parser.add_argument("--json", type=str | None, help="file that the scores are written to")
+    options = parser.parse_args(words)
+    sources = open_images(options.images, channel_axis=options.channel_axis)
+    masks = {_file_stem(source): source for source in open_images(options.masks)}
+    missing = [source.name for source in sources if _file_stem(source) not in masks]
+    if missing:
+        raise ImageError(f"no mask in {options.masks!r} for {missing[0]} ({len(missing)} missing).")
+    adapter, _ = _open_model(kind, options)
+    per_image = []
+    for source in tqdm(sources, unit="image", leave=False):
+        mask = masks[_file_stem(source)].read()
+        if len(mask) != 1:
+            raise ImageError(f"the mask of {source.name} has {len(mask)} channels, not one.")
+        per_image.append(match(mask[0], _segment_source(adapter, source), IOUS))
+    scores = json.dumps(summarise(per_image), indent=2)
+    if options.json:
+        Path(options.json).write_text(scores + "\n")
+    print(scores)
+
+
+def summarise(per_image: Sequence[Sequence[Matches]]) -> dict[str, Any]:
+    """Scores of `evaluate` from the matches of each image at the thresholds `IOUS`.
+
+    `ap` and `ap50` pool the counts of all images; `ap50_image_mean` averages the images' AP.
+    Scores of nothing (no instance on either side) are null.
+    """
+    pooled = [sum(column, Matches()) for column in zip(*per_image, strict=True)]
+    means = [matches[0].ap for matches in per_image if not math.isnan(matches[0].ap)]
+    at50 = pooled[0]
+    return {
+        "ap50": _number(at50.ap),
+        "ap50_image_mean": _number(float(np.mean(means)) if means else math.nan),
+        "ap": {str(iou): _number(counts.ap) for iou, counts in zip(IOUS, pooled, strict=True)},
+        "precision50": _number(at50.precision),
+        "recall50": _number(at50.recall),
+        "images": len(per_image),
+        "instances": at50.tp + at50.fn,
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 4)
+
+
+def _report(words: Sequence[str]) -> None:
+    """Draw the report of a RUN folder."""
+    run = _parser("report", run="RUN folder").parse_args(words).run
+    print(write_report(run))
+
+
+def _adapters(words: Sequence[str]) -> None:
+    """List the adapters, and what is missing for them."""
+    _parser("adapters").parse_args(words)
+    for name, missing in sorted(adapters().items()):
+        print(f"{name:12} {missing or 'ready'}")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "demo": _demo,
+    "adapt": _adapt,
+    "segment": _segment,
+    "evaluate": _evaluate,
+    "report": _report,
+    "adapters": _adapters,
+}

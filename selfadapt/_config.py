@@ -1,0 +1,145 @@
+"""The settings of a run."""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from selfadapt._errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All settings of an adaptation. Where a value is not the paper's, docs/settings.md says why.
+
+    Args:
+        iterations: optimiser steps (paper: 25,000).
+        batch_size: crops per step (paper: 8).
+        crop: side of the square training crop in pixels of the prepared image; rounded up to
+            what the network takes, and replaced by its size where that is fixed.
+        learning_rate: peak learning rate of AdamW.
+        warmup: share of `iterations` in which the learning rate rises linearly; it then falls
+            to zero along a cosine.
+        weight_decay: AdamW's decoupled weight decay (paper: 1e-3).
+        gradient_clip: largest norm of the gradient, or None for no clipping.
+        trainable: "all"; "norm" (scale and shift of normalisation layers only); or a regular
+            expression that is searched in the parameter names.
+        batch_norm: what batch-norm layers of the student do. "frozen": they use and keep the
+            statistics of the trained model. "batch": they normalise with the batch and update
+            their running statistics, which the teacher copies.
+        views: number of weak views (flips and quarter turns) the teacher averages, 1 to 8. Fewer
+            than the heads allow are drawn anew at every step. 1 is Table 2 without teacher TTA.
+        targets: "soft" pseudo labels are the averaged probabilities, "hard" their decision.
+        mask: whether unreliable pixels are left out (Table 2: confidence filtering).
+        keep_classification: share of pixels per class kept as reliable, in the running average.
+        keep_regression: the same per regression channel (paper: the 80th percentile, 0.8).
+        keep_floor: share of pixels that is kept in every batch, whatever the running threshold.
+        mask_momentum: momentum of the running percentile.
+        balance: weight of regression against classification heads, lambda_bal of Eq. 1.
+        l2sp: lambda of Eq. 2 (paper: 1e-2, 1e-4 or 1e-5, by data set). 0 is Table 2 without it.
+        ema_decay: alpha of the teacher's exponential moving average (paper: 0.99).
+        ema_every: optimiser steps between two updates of the teacher.
+        strength: factor on the four augmentation strengths below; 0 is Table 2 without
+            student augmentation.
+        brightness: largest shift, in standard deviations of the batch, per channel.
+        contrast: largest relative change of contrast about the sample's mean, below 1.
+        blur: largest standard deviation of the Gaussian blur, in pixels.
+        noise: largest standard deviation of Gaussian noise, in standard deviations of the batch.
+        export: which weights are monitored, kept and returned, the "student"'s or the "teacher"'s.
+        validate_every: steps between two looks at the held-out images.
+        validation_share: share of the images held back for that where none are given.
+        validation_images: at most that many held-out images are used.
+        validation_size: held-out images are cropped to this many pixels at their centre.
+        seed: seed of crops, views, augmentation, dropout and the hold-out.
+        device: a torch device, or "auto" for CUDA where it is available, else the CPU.
+        precision: "float32" or "bfloat16" (autocast; weights stay float32).
+
+    Raises:
+        ConfigError: a value is out of range; the message names it.
+
+    >>> Config(views=4).views
+    4
+    """
+
+    iterations: int = 600
+    batch_size: int = 8
+    crop: int = 128
+    learning_rate: float = 1e-4
+    warmup: float = 0.05
+    weight_decay: float = 1e-3
+    gradient_clip: float | None = None
+    trainable: str = "all"
+    batch_norm: Literal["frozen", "batch"] = "frozen"
+    views: int = 8
+    targets: Literal["soft", "hard"] = "soft"
+    mask: bool = True
+    keep_classification: float = 0.8
+    keep_regression: float = 0.8
+    keep_floor: float = 0.1
+    mask_momentum: float = 0.99
+    balance: float = 0.5
+    l2sp: float = 1e-4
+    ema_decay: float = 0.99
+    ema_every: int = 1
+    strength: float = 1.0
+    brightness: float = 0.5
+    contrast: float = 0.5
+    blur: float = 1.0
+    noise: float = 0.5
+    export: Literal["student", "teacher"] = "teacher"
+    validate_every: int = 50
+    validation_share: float = 0.1
+    validation_images: int = 12
+    validation_size: int = 512
+    seed: int = 0
+    device: str = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        for name in _POSITIVE:
+            self._require(name, getattr(self, name) > 0, "above 0")
+        for name in _NOT_NEGATIVE:
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        for name in _SHARES:
+            self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        for name, choices in _CHOICES.items():
+            self._require(name, getattr(self, name) in choices, " or ".join(map(repr, choices)))
+        self._require("views", 1 <= self.views <= 8, "between 1 and 8")
+        self._require("ema_decay", self.ema_decay < 1, "below 1 (at 1 the teacher never moves)")
+        self._require("contrast", self.contrast * self.strength < 1, "below 1 / strength")
+        if self.gradient_clip is not None:
+            self._require("gradient_clip", self.gradient_clip > 0, "above 0, or None")
+        try:
+            re.compile(self.trainable)
+        except re.error as error:
+            raise ConfigError(
+                f"trainable={self.trainable!r} is no regular expression: {error}"
+            ) from None
+
+    def _require(self, name: str, holds: bool, rule: str) -> None:
+        if not holds:
+            raise ConfigError(f"{name}={getattr(self, name)!r} is not allowed: it must be {rule}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings by name."""
+        return dataclasses.asdict(self)
+
+
+_POSITIVE = (
+    "iterations", "batch_size", "crop", "learning_rate", "ema_every", "validate_every",
+    "validation_images", "validation_size",
+)  # fmt: skip
+_NOT_NEGATIVE = (
+    "weight_decay", "balance", "l2sp", "strength", "brightness", "contrast", "blur", "noise",
+    "seed",
+)  # fmt: skip
+_SHARES = (
+    "warmup", "keep_classification", "keep_regression", "keep_floor", "mask_momentum",
+    "ema_decay", "validation_share",
+)  # fmt: skip
+_CHOICES = {
+    "batch_norm": ("frozen", "batch"),
+    "targets": ("soft", "hard"),
+    "export": ("student", "teacher"),
+    "precision": ("float32", "bfloat16"),
+}

@@ -1,0 +1,106 @@
+"""Random crops of prepared images: what the student and the teacher see."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfadapt._adapter import Adapter
+from selfadapt._config import Config
+from selfadapt._errors import ImageError
+from selfadapt._images import LazyImage, looks_like_masks
+from selfadapt._prepare import prepare
+from selfadapt._tiles import pad_far_side
+
+CHECKED = 256
+"""That many images are read before the run starts."""
+CACHE_BYTES = 256 * 2**20
+"""Prepared images are kept in memory up to this size."""
+
+
+class Crops:
+    """Batches of random square crops; batch k depends on the seed and k alone.
+
+    Args:
+        adapter: prepares the images.
+        images: an image is drawn evenly, whatever its size; then a place in it.
+        config: `batch_size`, `crop`, `seed`.
+    """
+
+    def __init__(self, adapter: Adapter, images: Sequence[LazyImage], config: Config) -> None:
+        self._adapter = adapter
+        self._images = images
+        self._config = config
+        self._cache: OrderedDict[int, Tensor] = OrderedDict()
+        self.side = crop_side(adapter, config)
+
+    def check(self) -> None:
+        """Read the first images, so that bad ones are refused before any work starts.
+
+        Raises:
+            ImageError: an image cannot be read or used, all are masks, or they differ in channels.
+        """
+        raw = [image.read() for image in self._images[:4]]
+        if looks_like_masks(raw):
+            raise ImageError(
+                f"{self._images[0].name} and the others look like masks (flat objects on 0): give "
+                "the images themselves. If they are images, convert them to float."
+            )
+        channels: dict[int, str] = {}
+        for index, source in enumerate(self._images[:CHECKED]):
+            if (image := self._load(index)) is not None:
+                channels.setdefault(len(image), source.name)
+        if len(channels) > 1:
+            listed = ", ".join(f"{name} has {count}" for count, name in channels.items())
+            raise ImageError(
+                f"images differ in their number of channels ({listed}): give images of one kind, "
+                "or the adapter's option that converts them."
+            )
+
+    def batch(self, k: int) -> Tensor:
+        """Batch number k, float32 `[batch_size, C, side, side]`."""
+        rng = np.random.default_rng((self._config.seed, k))
+        return torch.stack([self._crop(rng) for _ in range(self._config.batch_size)])
+
+    def batches(self, first: int, last: int) -> Iterator[Tensor]:
+        """Batches `first` to `last - 1`; the next one is read while the current one is used."""
+        with ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(self.batch, first)
+            for k in range(first, last):
+                batch = ahead.result()
+                if k + 1 < last:
+                    ahead = reader.submit(self.batch, k + 1)
+                yield batch
+
+    def _crop(self, rng: np.random.Generator) -> Tensor:
+        for _ in range(100):  # blank windows of large images are passed over
+            image = self._load(int(rng.integers(len(self._images))))
+            if image is not None:
+                image = pad_far_side(image, (self.side, self.side))
+                top, left = (int(rng.integers(n - self.side + 1)) for n in image.shape[-2:])
+                return image[:, top : top + self.side, left : left + self.side]
+        raise ImageError("100 windows in a row are blank: leave the empty part of the image out.")
+
+    def _load(self, index: int) -> Tensor | None:
+        """A prepared image, or None if it is a blank window of a larger one."""
+        if index in self._cache:
+            self._cache.move_to_end(index)
+            return self._cache[index]
+        source = self._images[index]
+        pixels = source.read()
+        if source.window and pixels.min() == pixels.max():
+            return None
+        image = self._cache[index] = prepare(self._adapter, pixels, source.name)
+        while len(self._cache) > 1 and sum(i.nbytes for i in self._cache.values()) > CACHE_BYTES:
+            self._cache.popitem(last=False)
+        return image
+
+
+def crop_side(adapter: Adapter, config: Config) -> int:
+    """`config.crop`, rounded up to what the network takes."""
+    if adapter.fixed_size is not None:
+        return adapter.fixed_size
+    return -(-config.crop // adapter.size_multiple) * adapter.size_multiple

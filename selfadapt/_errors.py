@@ -1,0 +1,29 @@
+"""What went wrong on the user's side. The shell prints these as one line and exits with 2."""
+
+
+class SelfAdaptError(Exception):
+    """Base class of all errors that the user can mend."""
+
+
+class ConfigError(SelfAdaptError, ValueError):
+    """A setting is out of range, or settings do not fit together."""
+
+
+class ImageError(SelfAdaptError, ValueError):
+    """Images are missing, unreadable or not what the network takes."""
+
+
+class OutputError(SelfAdaptError, ValueError):
+    """The network's output does not fit the declared heads."""
+
+
+class ModelError(SelfAdaptError, ValueError):
+    """A model or its file is not what the adapter takes."""
+
+
+class CheckpointError(SelfAdaptError, ValueError):
+    """A run directory or checkpoint is damaged, foreign, or belongs to another run."""
+
+
+class AdapterNotFoundError(SelfAdaptError, LookupError):
+    """No installed package provides the adapter, or the library it needs is missing."""

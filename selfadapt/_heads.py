@@ -1,0 +1,343 @@
+"""What a network predicts per pixel. A head answers everything that the method asks of an output.
+
+The core never asks what kind a head is. A new head subclasses `Classification` or `Regression`
+and overrides `act` (and `represents` where some symmetries are not exact).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from selfadapt._config import Config
+from selfadapt._errors import OutputError
+from selfadapt._symmetry import D4, Grid, Symmetry
+
+
+class Head(ABC):
+    """One output of a network, `[B, channels, H / grid, W / grid]`.
+
+    Args:
+        weight: factor of this head in the loss.
+        grid: image pixels per output pixel, one number or (rows, columns). Output pixel
+            `(i, j)` belongs to image pixel `(i * grid, j * grid)`.
+    """
+
+    channels: int
+    """Number of output channels."""
+
+    def __init__(self, *, weight: float = 1.0, grid: int | Grid = 1) -> None:
+        self.weight = weight
+        self.grid: Grid = (grid, grid) if isinstance(grid, int) else grid
+        if min(self.grid) < 1:
+            raise OutputError(f"grid={grid!r} is not allowed: it must be 1 or more.")
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={value!r}" for name, value in sorted(vars(self).items()))
+        return f"{type(self).__name__}({values})"
+
+    def represents(self, g: Symmetry) -> bool:
+        """Whether this head's channels can express the image under `g` exactly."""
+        return True
+
+    def act(self, g: Symmetry, field: Tensor) -> Tensor:
+        """Mix the channels of `[..., C, H, W]`, whose pixels have been moved by `g` already."""
+        return field
+
+    @property
+    def symmetries(self) -> tuple[Symmetry, ...]:
+        """The symmetries under which averaging is exact for this head."""
+        square = self.grid[0] == self.grid[1]
+        return tuple(g for g in D4 if self.represents(g) and (square or not g.transposes))
+
+    def transform(self, g: Symmetry, field: Tensor, step: Grid = (1, 1)) -> Tensor:
+        """The output map that belongs to the image moved by `g`: pixels moved, channels mixed."""
+        return self.act(g, g.move(field, step))
+
+    @property
+    @abstractmethod
+    def groups(self) -> int:
+        """Number of groups of pixels with a reliability threshold of their own."""
+
+    @abstractmethod
+    def values(self, raw: Tensor) -> Tensor:
+        """Turn raw network output `[..., C, H, W]` into what may be averaged over views."""
+
+    @abstractmethod
+    def pseudo_label(self, votes: Tensor, targets: str) -> Tensor:
+        """Merge the votes of all views `[V, B, C, H, W]` into one label `[B, C, H, W]`.
+
+        `targets` is "soft" or "hard" (see `Config`).
+        """
+
+    @abstractmethod
+    def doubt(self, votes: Tensor) -> tuple[Tensor, Tensor]:
+        """How far to distrust a pixel, and the group whose threshold applies to it.
+
+        Returns a float map (0 = certain) and an integer map in `range(groups)`, both
+        `[B, K, H, W]` with the K of `loss`.
+        """
+
+    @abstractmethod
+    def loss(self, raw: Tensor, label: Tensor) -> Tensor:
+        """Loss per pixel `[B, K, H, W]` of the raw student output against the pseudo label."""
+
+    @abstractmethod
+    def settings(self, config: Config) -> tuple[float, float]:
+        """This head's factor in Eq. 1 and the share of its pixels that is kept as reliable."""
+
+
+class Classification(Head):
+    """Heads whose votes are probabilities. Doubt is one minus the confidence of the decision.
+
+    Args:
+        channels: number of channels.
+        logits: whether the network gives logits (else probabilities).
+    """
+
+    def __init__(
+        self, channels: int, *, logits: bool = True, weight: float = 1.0, grid: int | Grid = 1
+    ) -> None:
+        super().__init__(weight=weight, grid=grid)
+        if channels < 1:
+            raise OutputError(f"channels={channels} is not allowed: a head has at least one.")
+        self.channels = channels
+        self.logits = logits
+
+    def settings(self, config: Config) -> tuple[float, float]:
+        return self.weight, config.keep_classification
+
+
+class Binary(Classification):
+    """Independent yes / no channels: one logit (or probability) each.
+
+    >>> Binary().values(torch.zeros(1, 1, 1, 1)).item()
+    0.5
+    """
+
+    def __init__(
+        self, channels: int = 1, *, logits: bool = True, weight: float = 1.0, grid: int | Grid = 1
+    ) -> None:
+        super().__init__(channels, logits=logits, weight=weight, grid=grid)
+
+    @property
+    def groups(self) -> int:
+        return 2 * self.channels
+
+    def values(self, raw: Tensor) -> Tensor:
+        return raw.sigmoid() if self.logits else raw
+
+    def pseudo_label(self, votes: Tensor, targets: str) -> Tensor:
+        mean = votes.mean(0)
+        return (mean > 0.5).to(mean.dtype) if targets == "hard" else mean
+
+    def doubt(self, votes: Tensor) -> tuple[Tensor, Tensor]:
+        mean = votes.mean(0)
+        channel = torch.arange(self.channels, device=mean.device).view(-1, 1, 1)
+        return torch.minimum(mean, 1 - mean), 2 * channel + (mean > 0.5)
+
+    def loss(self, raw: Tensor, label: Tensor) -> Tensor:
+        logit = raw if self.logits else torch.logit(raw, eps=1e-6)
+        return functional.binary_cross_entropy_with_logits(logit, label, reduction="none")
+
+
+class Categorical(Classification):
+    """Mutually exclusive classes: a softmax over the channels."""
+
+    @property
+    def groups(self) -> int:
+        return self.channels
+
+    def values(self, raw: Tensor) -> Tensor:
+        return raw.softmax(-3) if self.logits else raw
+
+    def pseudo_label(self, votes: Tensor, targets: str) -> Tensor:
+        mean = votes.mean(0)
+        if targets == "soft":
+            return mean
+        return torch.zeros_like(mean).scatter_(1, mean.argmax(1, keepdim=True), 1.0)
+
+    def doubt(self, votes: Tensor) -> tuple[Tensor, Tensor]:
+        confidence, label = votes.mean(0).max(1, keepdim=True)
+        return 1 - confidence, label
+
+    def loss(self, raw: Tensor, label: Tensor) -> Tensor:
+        log_p = raw.log_softmax(1) if self.logits else raw.clamp(min=1e-6).log()
+        return -(label * log_p).sum(1, keepdim=True)
+
+
+class Regression(Head):
+    """Heads whose votes are real values. Doubt is their standard deviation across views.
+
+    Args:
+        joint: one standard deviation for all channels (their root mean square) instead of one
+            per channel.
+    """
+
+    def __init__(self, *, joint: bool = False, weight: float = 1.0, grid: int | Grid = 1) -> None:
+        super().__init__(weight=weight, grid=grid)
+        self.joint = joint
+
+    @property
+    def groups(self) -> int:
+        return 1 if self.joint else self.channels
+
+    def values(self, raw: Tensor) -> Tensor:
+        return raw
+
+    def pseudo_label(self, votes: Tensor, targets: str) -> Tensor:
+        return votes.mean(0)
+
+    def doubt(self, votes: Tensor) -> tuple[Tensor, Tensor]:
+        variance = votes.var(0, correction=0)
+        if self.joint:
+            variance = variance.mean(1, keepdim=True).expand_as(variance)
+        group = torch.arange(self.channels, device=votes.device).view(-1, 1, 1)
+        group = torch.zeros_like(group) if self.joint else group
+        return variance.sqrt(), group.expand_as(variance)
+
+    def loss(self, raw: Tensor, label: Tensor) -> Tensor:
+        return functional.mse_loss(raw, label, reduction="none")
+
+    def settings(self, config: Config) -> tuple[float, float]:
+        return config.balance * self.weight, config.keep_regression
+
+
+class Scalar(Regression):
+    """Values that no symmetry changes: distances, heights, densities."""
+
+    def __init__(
+        self, channels: int = 1, *, joint: bool = False, weight: float = 1.0, grid: int | Grid = 1
+    ) -> None:
+        super().__init__(joint=joint, weight=weight, grid=grid)
+        self.channels = channels
+
+
+class Vector(Regression):
+    """A vector (dy, dx) in the image plane: it turns and flips with the image."""
+
+    channels = 2
+
+    def act(self, g: Symmetry, field: Tensor) -> Tensor:
+        matrix = field.new_tensor(g.matrix)
+        return torch.einsum("ij,...jhw->...ihw", matrix, field)
+
+
+class Rays(Regression):
+    """Star-convex distances along `channels` rays (StarDist). Symmetries permute the rays.
+
+    Ray `k` points to `(sin, cos)` of `2 pi k / n` as (row, column), StarDist's own convention,
+    or to `(cos, sin)` with `row_first=True`, as some ports have it. Only symmetries that map
+    rays onto rays are exact: all eight where n is a multiple of 4, else four or two.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        row_first: bool = False,
+        joint: bool = False,
+        weight: float = 1.0,
+        grid: int | Grid = 1,
+    ) -> None:
+        super().__init__(joint=joint, weight=weight, grid=grid)
+        if channels < 3:
+            raise OutputError(f"channels={channels} is not allowed: a star needs three rays.")
+        self.channels = channels
+        self.row_first = row_first
+
+    def _sources(self, g: Symmetry) -> list[int] | None:
+        """Which old ray each new ray is, or None where they fall between rays."""
+        turn = 2 * math.pi / self.channels
+        sources = []
+        for k in range(self.channels):
+            along, across = math.cos(k * turn), math.sin(k * turn)
+            row, column = (along, across) if self.row_first else (across, along)
+            (yy, yx), (xy, xx) = g.inverse.matrix
+            row, column = yy * row + yx * column, xy * row + xx * column
+            across, along = (column, row) if self.row_first else (row, column)
+            source = math.atan2(across, along) / turn
+            if abs(source - round(source)) > 1e-6:
+                return None
+            sources.append(round(source) % self.channels)
+        return sources
+
+    def represents(self, g: Symmetry) -> bool:
+        return self._sources(g) is not None
+
+    def act(self, g: Symmetry, field: Tensor) -> Tensor:
+        sources = self._sources(g)
+        if sources is None:
+            raise OutputError(
+                f"{self.channels} rays cannot express {g}: use one of the head's `symmetries`."
+            )
+        return field[..., sources, :, :]
+
+
+class OutputSpec(Mapping[str, Head]):
+    """The heads of a network by name, in the order of its channels.
+
+    >>> spec = OutputSpec(flow=Vector(), cellprob=Binary())
+    >>> spec.channels, len(spec.symmetries), list(spec)
+    (3, 8, ['flow', 'cellprob'])
+    """
+
+    def __init__(self, **heads: Head) -> None:
+        if not heads:
+            raise OutputError("an OutputSpec needs at least one head, e.g. OutputSpec(p=Binary())")
+        self._heads = heads
+        self.channels = sum(head.channels for head in heads.values())
+        self.grid: Grid = (
+            math.lcm(*(head.grid[0] for head in heads.values())),
+            math.lcm(*(head.grid[1] for head in heads.values())),
+        )
+        self.symmetries: tuple[Symmetry, ...] = tuple(
+            g for g in D4 if all(g in head.symmetries for head in heads.values())
+        )
+
+    def __getitem__(self, name: str) -> Head:
+        return self._heads[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._heads)
+
+    def __len__(self) -> int:
+        return len(self._heads)
+
+    def __repr__(self) -> str:
+        return f"OutputSpec({', '.join(f'{name}={head!r}' for name, head in self.items())})"
+
+    def step(self, name: str) -> Grid:
+        """Lattice step of one head's own map that keeps the common lattice of all heads."""
+        grid = self[name].grid
+        return self.grid[0] // grid[0], self.grid[1] // grid[1]
+
+    def split(self, raw: Tensor) -> dict[str, Tensor]:
+        """Cut `[B, channels, H, W]` into heads, in the order of the spec."""
+        if raw.shape[1] != self.channels:
+            heads = ", ".join(f"{name} {head.channels}" for name, head in self.items())
+            raise OutputError(
+                f"the network gives {raw.shape[1]} channels, the heads ask for {self.channels} "
+                f"({heads}); change the heads so that they name every channel."
+            )
+        parts = raw.split([head.channels for head in self.values()], dim=1)
+        return dict(zip(self, parts, strict=True))
+
+    def check(self, outputs: Mapping[str, Tensor], image_size: tuple[int, int]) -> None:
+        """Raise OutputError unless the outputs have the heads' names, channels and grids."""
+        if set(outputs) != set(self):
+            raise OutputError(
+                f"forward gives {sorted(outputs)}, the spec names {sorted(self)}; make them equal."
+            )
+        for name, head in self.items():
+            height, width = image_size
+            want = (head.channels, height // head.grid[0], width // head.grid[1])
+            if tuple(outputs[name].shape[1:]) != want:
+                raise OutputError(
+                    f"head {name!r} is declared as {type(head).__name__} with [C, H, W] = "
+                    f"{list(want)} for an image of {height} x {width}, but the network gives "
+                    f"{list(outputs[name].shape[1:])}; change its channels or grid."
+                )

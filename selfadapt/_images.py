@@ -1,0 +1,300 @@
+"""Where images come from, read lazily: arrays, files, folders, zarr, a torch Dataset."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+import tifffile
+import zarr
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from selfadapt._errors import ImageError
+from selfadapt._prepare import Image, as_channels_first
+
+SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+WINDOW = 2048
+"""An image with a longer side is treated as windows of at most this side, read one by one."""
+
+
+@dataclass(frozen=True)
+class LazyImage:
+    """An image that is read when asked for.
+
+    Args:
+        name: where it comes from, for messages and file names.
+        read: gives the pixels, `[C, H, W]`, in the type they are stored in.
+        window: whether it is a part of a larger image (and may therefore be blank).
+    """
+
+    name: str
+    read: Callable[[], Image]
+    window: bool = False
+
+
+def open_images(images: Any, *, channel_axis: int | None = None) -> list[LazyImage]:
+    """List the images of a source without reading their pixels.
+
+    Args:
+        images: one of
+            - a folder (its TIFF, PNG and JPEG files, by name), a file, or a list of files;
+            - a path to a zarr array or OME-Zarr image, or an open zarr array;
+            - a list of arrays, each one image; or one array, an image or a stack of images:
+              its last two axes, or three with `channel_axis`, are those of an image;
+            - a torch Dataset with a length, whose items, or the first of each tuple, are images
+              (tensors: channels first).
+            Axes of TIFF and OME-Zarr files that are neither rows, columns nor channels (time,
+            depth, position) give one image per index.
+        channel_axis: position of the channels in one image with three axes, where the source
+            does not say it itself, as PNG, JPEG, TIFF and OME-Zarr files and tensors do.
+
+    Raises:
+        ImageError: there are no images, a file cannot be read, or axes are ambiguous.
+    """
+    found = list(_list_images(images, channel_axis))
+    if not found:
+        raise ImageError(
+            f"no images in {_describe(images)}: give a folder with files of type "
+            f"{', '.join(SUFFIXES)}, a zarr array, arrays or a torch Dataset."
+        )
+    return found
+
+
+def _describe(images: Any) -> str:
+    return repr(str(images)) if isinstance(images, str | Path) else f"the {type(images).__name__}"
+
+
+def _list_images(images: Any, channel_axis: int | None) -> Iterator[LazyImage]:
+    if isinstance(images, str | Path):
+        yield from _list_path(Path(images), channel_axis)
+    elif isinstance(images, zarr.Array | zarr.Group):
+        yield from _list_zarr(images, "zarr", channel_axis)
+    elif isinstance(images, IterableDataset):
+        raise ImageError(
+            "an IterableDataset has no length: give a Dataset with __len__, or feed batches to "
+            "SelfAdaptation in your own loop."
+        )
+    elif isinstance(images, Dataset):
+        yield from _list_items(images, channel_axis)
+    elif isinstance(images, np.ndarray | Tensor):
+        axis = 0 if isinstance(images, Tensor) and images.ndim > 2 else channel_axis
+        yield from _list_axes(images, _array_axes(images.ndim, axis), "image")
+    elif isinstance(images, Iterable):
+        for index, image in enumerate(images):
+            if isinstance(image, LazyImage):
+                yield image
+            elif isinstance(image, str | Path):
+                yield from _list_path(Path(image), channel_axis)
+            else:
+                name = f"image {index}"
+                yield from _windows(_as_image(image, channel_axis, name), name, {}, 0)
+    else:
+        raise ImageError(f"images cannot be read from a {type(images).__name__}.")
+
+
+def _as_image(image: Any, channel_axis: int | None, name: str) -> Image:
+    return as_channels_first(image, 0 if isinstance(image, Tensor) else channel_axis, name)
+
+
+def _list_items(dataset: Dataset[Any], channel_axis: int | None) -> Iterator[LazyImage]:
+    def read(index: int) -> Image:
+        item = dataset[index]
+        image = item[0] if isinstance(item, tuple | list) else item
+        return _as_image(image, channel_axis, f"item {index}")
+
+    for index in range(len(dataset)):  # type: ignore[arg-type]
+        yield LazyImage(f"item {index}", partial(read, index))
+
+
+def _list_path(path: Path, channel_axis: int | None) -> Iterator[LazyImage]:
+    if not path.exists():
+        raise ImageError(f"there is no file or folder {str(path)!r}.")
+    if path.is_dir():
+        if any((path / marker).exists() for marker in ("zarr.json", ".zarray", ".zgroup")):
+            yield from _list_zarr(zarr.open(path, mode="r"), path.name, channel_axis)
+        for file in sorted(path.iterdir()):
+            if file.suffix.lower() in SUFFIXES and file.is_file():
+                yield from _list_file(file, channel_axis)
+    else:
+        yield from _list_file(path, channel_axis)
+
+
+def _list_file(path: Path, channel_axis: int | None) -> Iterator[LazyImage]:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ImageError(f"{path.name} is no image that can be read: {', '.join(SUFFIXES)} are.")
+    if suffix not in (".tif", ".tiff"):
+        yield LazyImage(path.name, partial(_read_picture, path))
+        return
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            axes, shape = tiff.series[0].axes, tiff.series[0].shape
+    except Exception as error:  # every decoder raises its own kinds
+        raise _unreadable(path, error) from None
+    if channel_axis is not None and len(shape) > 2 and not {"C", "S"} & set(axes):
+        axes = _array_axes(len(shape), channel_axis)
+    yield from _list_axes(_Tiff(path, shape), axes, path.name)
+
+
+@dataclass(frozen=True)
+class _Tiff:
+    """A TIFF file, opened at each access; of a large one only what is asked for is decoded."""
+
+    path: Path
+    shape: tuple[int, ...]
+
+    def __getitem__(self, index: Any) -> Image:
+        try:
+            with tifffile.TiffFile(self.path) as tiff:
+                if max(self.shape) <= WINDOW:
+                    return np.asarray(tiff.series[0].asarray()[index])
+                window: Image = zarr.open_array(tiff.series[0].aszarr(), mode="r")[index]  # type: ignore[assignment]
+                return window
+        except Exception as error:
+            raise _unreadable(self.path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> ImageError:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return ImageError(f"{path.name} cannot be read as an image: {reason}")
+
+
+def _read_picture(path: Path) -> Image:
+    """PNG or JPEG. An alpha channel is no measurement and is left out."""
+    try:
+        pixels = np.asarray(iio.imread(path))
+    except Exception as error:
+        raise _unreadable(path, error) from None
+    if pixels.ndim == 3 and pixels.shape[-1] in (2, 4):
+        pixels = pixels[..., :-1]
+    if pixels.ndim == 3 and pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]
+    return as_channels_first(pixels, -1, path.name)
+
+
+@dataclass(frozen=True)
+class _WholeTiff:
+    """A TIFF that is decoded as a whole and then indexed."""
+
+    path: Path
+    shape: tuple[int, ...]
+
+    def __getitem__(self, index: Any) -> Image:
+        try:
+            return np.asarray(tifffile.imread(self.path))[index]
+        except Exception as error:
+            raise _unreadable(self.path, error) from None
+
+
+@dataclass(frozen=True)
+class _ReopenedTiff:
+    """A large TIFF of which only the segments that a window touches are decoded."""
+
+    path: Path
+    shape: tuple[int, ...]
+
+    def __getitem__(self, index: Any) -> Image:
+        try:
+            with tifffile.TiffFile(self.path) as tiff:
+                window: Image = zarr.open_array(tiff.series[0].aszarr(), mode="r")[index]  # type: ignore[assignment]
+                return window
+        except Exception as error:
+            raise _unreadable(self.path, error) from None
+
+
+def _list_zarr(
+    node: zarr.Array[Any] | zarr.Group, name: str, channel_axis: int | None
+) -> Iterator[LazyImage]:
+    if isinstance(node, zarr.Array):
+        yield from _list_axes(node, _array_axes(node.ndim, channel_axis), name)
+        return
+    attributes: Any = node.attrs.asdict()
+    scales = attributes.get("ome", attributes).get("multiscales")
+    if not scales:
+        raise ImageError(
+            f"{name} is a zarr group without OME-Zarr 'multiscales': give one of its arrays."
+        )
+    axes = "".join(
+        str(axis if isinstance(axis, str) else axis["name"])[0].upper()
+        for axis in scales[0].get("axes", "tczyx")
+    )
+    array = node[scales[0]["datasets"][0]["path"]]  # the first data set has full resolution
+    yield from _list_axes(array, axes, name)
+
+
+def _array_axes(ndim: int, channel_axis: int | None) -> str:
+    """Axes of a bare array: those of an image last, stacks (Q) in front."""
+    image = ["Y", "X"]
+    if channel_axis is not None:
+        image.insert(channel_axis % 3, "C")
+    return "Q" * (ndim - len(image)) + "".join(image)
+
+
+def _list_axes(array: Any, axes: str, name: str) -> Iterator[LazyImage]:
+    """One image per index of all axes but rows Y, columns X and channels C or S."""
+    kept = [letter for letter in axes if letter in "YXCS"]
+    known = "".join(sorted(kept)) in ("XY", "CXY", "SXY")
+    if not known or len(axes) != len(array.shape):
+        raise ImageError(
+            f"{name} of shape {tuple(array.shape)} has the axes {axes}: an image has two axes, or "
+            "three with channel_axis."
+        )
+    if kept.index("Y") > kept.index("X"):
+        raise ImageError(f"{name} has the axes {axes}: rows (Y) must come before columns (X).")
+    channels = next((i for i, letter in enumerate(kept) if letter in "CS"), None)
+    others = [axis for axis, letter in enumerate(axes) if letter not in "YXCS"]
+    for index in product(*(range(array.shape[axis]) for axis in others)):
+        where = dict(zip(others, index, strict=True))
+        label = name + "".join(f" {axes[axis]}{i}" for axis, i in where.items())
+        yield from _windows(array, label, where, channels)
+
+
+def _windows(
+    array: Any, name: str, fixed: dict[int, int], channel_axis: int | None
+) -> Iterator[LazyImage]:
+    """Cut one image into equal windows of at most WINDOW pixels a side, or yield it whole.
+
+    `fixed` are indices into other axes of `array`; `channel_axis` counts the remaining ones.
+    """
+    free = [axis for axis in range(len(array.shape)) if axis not in fixed]
+    spatial = free if channel_axis is None else [a for a in free if a != free[channel_axis]]
+    counts = [-(-array.shape[axis] // WINDOW) for axis in spatial]
+
+    def read(i: int, j: int) -> Image:
+        index: list[Any] = [fixed.get(axis, slice(None)) for axis in range(len(array.shape))]
+        for axis, k, count in zip(spatial, (i, j), counts, strict=True):
+            size = array.shape[axis]
+            index[axis] = slice(k * size // count, (k + 1) * size // count)
+        return as_channels_first(np.asarray(array[tuple(index)]), channel_axis, name)
+
+    whole = counts == [1, 1]
+    for i, j in product(*map(range, counts)):
+        yield LazyImage(name if whole else f"{name} window {i},{j}", partial(read, i, j), not whole)
+
+
+def looks_like_masks(images: Sequence[Image]) -> bool:
+    """Whether all images are label images: whole numbers, flat inside, mostly 0 outside.
+
+    In a label image nearly every object pixel equals its right and lower neighbour or borders on
+    background or another object; in a photograph next to none does.
+    """
+    return bool(images) and all(map(_is_flat, images))
+
+
+def _is_flat(image: Image) -> bool:
+    if image.dtype.kind not in "biu" or image.shape[0] != 1:
+        return False
+    pixels = image[0].astype(np.int64)
+    inside = pixels != 0
+    if not inside.any() or inside.all():
+        return False
+    core = inside[1:-1, 1:-1] & inside[:-2, 1:-1] & inside[2:, 1:-1]
+    core &= inside[1:-1, :-2] & inside[1:-1, 2:]
+    centre = pixels[1:-1, 1:-1]
+    equal = (centre == pixels[:-2, 1:-1]) & (centre == pixels[1:-1, :-2])
+    return bool(core.any() and equal[core].mean() > 0.8)

@@ -1,0 +1,41 @@
+"""The loss: Eq. 1 (self-training) and Eq. 2 (L2-SP)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def masked_mean(loss: Tensor, mask: Tensor) -> Tensor:
+    """One term of Eq. 1, `loss * M` averaged over **all** pixels.
+
+    Masked pixels contribute zero, so that a batch that is trusted little also moves little.
+    """
+    return (loss * mask).mean()
+
+
+class _L2SP(torch.autograd.Function):
+    """sum_i (w_i - w_i^0)^2 over lists of tensors in a handful of fused calls."""
+
+    @staticmethod
+    def forward(ctx: Any, initial: Sequence[Tensor], *weights: Tensor) -> Tensor:
+        shift = torch._foreach_sub(weights, list(initial))  # type: ignore[arg-type]
+        ctx.save_for_backward(*shift)
+        return torch.stack(torch._foreach_norm(shift)).square().sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return None, *torch._foreach_mul(ctx.saved_tensors, 2 * grad)
+
+
+def l2_sp(weights: Sequence[Tensor], initial: Sequence[Tensor]) -> Tensor:
+    """Eq. 2 without its factor: the sum of (w_i - w_i^0)^2, no 1/2.
+
+    >>> l2_sp([torch.tensor([3.0])], [torch.tensor([1.0])]).item()
+    4.0
+    """
+    total: Tensor = _L2SP.apply(initial, *weights)
+    return total

@@ -1,0 +1,232 @@
+"""When to stop: Eq. 3 (FN rate), Eq. 4 (embedding drift), and what else is watched on the way."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from selfadapt._adapter import no_decode
+from selfadapt._errors import ConfigError
+from selfadapt._matching import Matches, match
+from selfadapt._predict import Prediction, evaluating, predict
+from selfadapt._tiles import pad_far_side
+from selfadapt._views import view_votes
+
+if TYPE_CHECKING:
+    from selfadapt._adaptation import SelfAdaptation
+    from selfadapt._adapter import Adapter
+
+
+class Monitor(ABC):
+    """A label-free number over held-out target images that compares a model with the initial one.
+
+    By hand: `reset()`, then `update(...)` image by image, then `compute()`. As a criterion it is
+    called with the run and the figures of a validation point, and says whether to stop.
+
+    Args:
+        threshold: the run stops when the number exceeds it.
+    """
+
+    name: str
+    """Its column in the history."""
+
+    def __init__(self, threshold: float) -> None:
+        if not threshold > 0:
+            raise ConfigError(f"threshold={threshold} is not allowed: it must be above 0.")
+        self.threshold = threshold
+        self.reset()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(threshold={self.threshold})"
+
+    def __call__(self, run: "SelfAdaptation", info: Mapping[str, float]) -> bool:
+        return info.get(self.name, math.nan) > self.threshold
+
+    @abstractmethod
+    def check(self, adapter: "Adapter", initial: Sequence[Prediction]) -> None:
+        """Raise, before any work, if this monitor cannot see anything with that adapter."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget all updates."""
+
+    @abstractmethod
+    def update(self, initial: Prediction, current: Prediction) -> None:
+        """Take in one image: what the initial and what the current model say about it."""
+
+    @abstractmethod
+    def compute(self) -> float:
+        """The number over all images since `reset`; NaN where it is undefined."""
+
+
+class EmbeddingDrift(Monitor):
+    """D_emb, Eq. 4: mean Euclidean distance of the bottleneck embedding from the initial one.
+
+    The paper leaves open what E is. Here it is the mean of the bottleneck over positions, scaled
+    to unit norm, so that the distance lies in [0, 2] and 0.5 means the same for every model.
+
+    Args:
+        threshold: paper: 0.5.
+        unit_norm: whether embeddings are scaled to unit norm first.
+
+    >>> drift = EmbeddingDrift()
+    >>> east, north = (Prediction({}, torch.tensor(e), None) for e in ([2.0, 0.0], [0.0, 3.0]))
+    >>> drift.update(east, north)
+    >>> round(drift.compute(), 4)
+    1.4142
+    """
+
+    name = "d_emb"
+
+    def __init__(self, threshold: float = 0.5, *, unit_norm: bool = True) -> None:
+        super().__init__(threshold)
+        self.unit_norm = unit_norm
+
+    def check(self, adapter: "Adapter", initial: Sequence[Prediction]) -> None:
+        if any(prediction.embedding is None for prediction in initial):
+            raise ConfigError(
+                f"EmbeddingDrift needs a bottleneck, and {type(adapter).__name__} names none for "
+                "this network: name one, or stop by FalseNegativeRate (shell: --stop fn)."
+            )
+
+    def reset(self) -> None:
+        self._distances: list[float] = []
+
+    def update(self, initial: Prediction, current: Prediction) -> None:
+        if initial.embedding is None or current.embedding is None:
+            return
+        first, now = initial.embedding, current.embedding
+        if self.unit_norm:
+            first, now = functional.normalize(first, dim=0), functional.normalize(now, dim=0)
+        self._distances.append(float((now - first).norm()))
+
+    def compute(self) -> float:
+        return float(np.mean(self._distances)) if self._distances else math.nan
+
+
+class FalseNegativeRate(Monitor):
+    """FN rate, Eq. 3: share of the initial model's instances that the current model misses.
+
+    Counts are pooled over the images. An instance is detected if it is matched one to one.
+
+    Args:
+        threshold: paper: 0.05.
+        iou: IoU from which two instances match; the paper leaves it open.
+
+    >>> rate = FalseNegativeRate()
+    >>> before, after = np.array([[1, 1, 0, 2]]), np.array([[1, 1, 0, 0]])
+    >>> rate.update(Prediction({}, None, before), Prediction({}, None, after))
+    >>> rate.compute()
+    0.5
+    """
+
+    name = "fn_rate"
+
+    def __init__(self, threshold: float = 0.05, *, iou: float = 0.5) -> None:
+        super().__init__(threshold)
+        if not 0 < iou <= 1:
+            raise ConfigError(f"iou={iou} is not allowed: it must be above 0 and at most 1.")
+        self.iou = iou
+
+    def check(self, adapter: "Adapter", initial: Sequence[Prediction]) -> None:
+        if not adapter.can_decode:
+            raise no_decode(adapter)
+        if not any(_count(prediction) for prediction in initial):
+            raise ConfigError(
+                "FalseNegativeRate has nothing to compare with: the initial model finds no "
+                "instance in the held-out images. Check scale and normalisation, or stop by "
+                "EmbeddingDrift (shell: --stop embedding)."
+            )
+
+    def reset(self) -> None:
+        self._matches = Matches()
+
+    def update(self, initial: Prediction, current: Prediction) -> None:
+        if initial.instances is None or current.instances is None:
+            return
+        self._matches += match(initial.instances, current.instances, (self.iou,))[0]
+
+    def compute(self) -> float:
+        return self._matches.fn_rate
+
+
+def _count(prediction: Prediction) -> int:
+    """Number of instances."""
+    return 0 if prediction.instances is None else len(np.unique(prediction.instances)) - 1
+
+
+class Validation:
+    """Held-out target images, and what the initial model says about them.
+
+    Args:
+        adapter: the adapter of all models to come.
+        initial: the network before adaptation.
+        images: prepared images `[C, H, W]`; no labels are needed.
+        monitors: what to compute; by default the paper's two, as far as the adapter allows.
+    """
+
+    def __init__(
+        self,
+        adapter: "Adapter",
+        initial: nn.Module,
+        images: Sequence[Tensor],
+        monitors: Sequence[Monitor] = (),
+    ) -> None:
+        self.images = images
+        self._adapter = adapter
+        self._initial = [predict(adapter, initial, image) for image in images]
+        self._instances = sum(map(_count, self._initial))
+        self.monitors = list(monitors)
+        for monitor in monitors:
+            monitor.check(adapter, self._initial)
+        for default in (EmbeddingDrift(), FalseNegativeRate()):
+            if not any(isinstance(monitor, type(default)) for monitor in monitors):
+                self.monitors.append(default)
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """All figures of one validation point.
+
+        `d_emb` and `fn_rate` (see the monitors); `instances`, their number relative to the
+        initial model's; and, as diagnostics after Fig. 2, `doubt_<head>`, the mean doubt across
+        all views: one minus the confidence of a classification, and the standard deviation of a
+        regression (test-time-augmentation spread).
+        """
+        for monitor in self.monitors:
+            monitor.reset()
+        instances = 0
+        for image, initial in zip(self.images, self._initial, strict=True):
+            current = predict(self._adapter, model, image)
+            instances += _count(current)
+            for monitor in self.monitors:
+                monitor.update(initial, current)
+        figures = {monitor.name: monitor.compute() for monitor in self.monitors}
+        figures["instances"] = instances / self._instances if self._instances else math.nan
+        return figures | self._doubts(model)
+
+    @torch.inference_mode()
+    def _doubts(self, model: nn.Module) -> dict[str, float]:
+        """Mean doubt per head over the square centres of the images."""
+        multiple, sizes = self._adapter.size_multiple, [min(i.shape[-2:]) for i in self.images]
+        side = self._adapter.fixed_size or min(sizes) // multiple * multiple
+        spec, device = self._adapter.outputs, next(model.parameters()).device
+        sums = dict.fromkeys(spec, 0.0)
+        with evaluating(model):
+            for image in self.images:
+                crop = pad_far_side(centre_crop(image, side), (side, side))[None].to(device)
+                votes = view_votes(
+                    lambda views: self._adapter.forward(model, views), crop, spec, spec.symmetries
+                )
+                for name, vote in votes.items():
+                    sums[name] += float(spec[name].doubt(vote)[0].mean()) / len(self.images)
+        return {f"doubt_{name}": value for name, value in sums.items()}
+
+
+def centre_crop(image: Tensor, side: int) -> Tensor:
+    """At most `side` x `side` pixels from the middle of `[C, H, W]`."""
+    top, left = (max(size - side, 0) // 2 for size in image.shape[-2:])
+    return image[:, top : top + side, left : left + side]

@@ -1,0 +1,100 @@
+"""What a network says about one image: outputs, bottleneck embedding, instances."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from selfadapt._adapter import Adapter
+
+from selfadapt._errors import OutputError
+from selfadapt._tiles import predict_tiled
+
+TILE = 512
+"""Largest tile side for networks that take any size."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image's prediction, on the CPU.
+
+    Args:
+        outputs: raw outputs by head, float32 `[channels, H / grid, W / grid]`.
+        embedding: mean of the bottleneck over all positions, `[D]`, not normalised; None where
+            the adapter names no bottleneck.
+        instances: int32 `[H, W]`, 0 is background; None where the adapter cannot decode.
+    """
+
+    outputs: Mapping[str, Tensor]
+    embedding: Tensor | None
+    instances: NDArray[np.int32] | None
+
+
+@torch.inference_mode()
+def predict(adapter: "Adapter", model: nn.Module, image: Tensor) -> Prediction:
+    """Run `model` in eval mode on one prepared image `[C, H, W]` of any size.
+
+    `model` is one of the adapter's networks (initial, student or teacher); its training mode is
+    restored afterwards.
+    """
+    multiple = adapter.size_multiple
+    with evaluating(model), _pooled_bottlenecks(adapter.embedding_module(model)) as pooled:
+        outputs = predict_tiled(
+            lambda tiles: adapter.forward(model, tiles),
+            image.to(next(model.parameters()).device),
+            adapter.outputs,
+            tile=adapter.fixed_size or max(TILE // multiple, 1) * multiple,
+            multiple=multiple,
+            fixed=adapter.fixed_size is not None,
+        )
+    embedding = torch.cat(pooled).mean(0) if pooled else None
+    return Prediction(outputs, embedding, adapter.decode(outputs) if adapter.can_decode else None)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, every layer's own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def _pooled_bottlenecks(module: nn.Module | None) -> Iterator[list[Tensor]]:
+    """Collect the output of `module`, averaged over positions, `[B, D]` per call of it."""
+    pooled: list[Tensor] = []
+    if module is None:
+        yield pooled
+        return
+    handle = module.register_forward_hook(lambda _, __, output: pooled.append(_pool(output)))
+    try:
+        yield pooled
+    finally:
+        handle.remove()
+
+
+def _pool(output: Any) -> Tensor:
+    """Mean over positions of a map `[B, D, H, W]`, of tokens `[B, N, D]` or of `[B, D]`.
+
+    Encoders that return a list of feature maps give their bottleneck last.
+    """
+    while isinstance(output, list | tuple):
+        output = output[-1]
+    if not isinstance(output, Tensor) or output.ndim not in (2, 3, 4):
+        raise OutputError(
+            "the embedding module gives no feature map [B, D, H, W], tokens [B, N, D] or vector "
+            "[B, D]: let `embedding_module` return another layer."
+        )
+    axes: dict[int, tuple[int, ...]] = {2: (), 3: (1,), 4: (2, 3)}
+    flat = output.detach().float()
+    return (flat.mean(axes[output.ndim]) if axes[output.ndim] else flat).cpu()

@@ -1,0 +1,104 @@
+"""From an image as it was read to what the network takes."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from selfadapt._errors import ImageError
+
+if TYPE_CHECKING:
+    from selfadapt._adapter import Adapter
+
+Image = NDArray[Any]
+
+
+def normalize_percentile(image: Image, low: float = 1.0, high: float = 99.0) -> Image:
+    """Per channel of `[C, H, W]`: percentile `low` to 0 and `high` to 1, not clipped; float32.
+
+    A channel that holds one value only becomes zero.
+    """
+    image = image.astype(np.float32)
+    bottom, top = np.percentile(image, (low, high), axis=(1, 2), keepdims=True)
+    span = top - bottom
+    if (span == 0).any():  # more than 98 % of the pixels are equal: fall back on the full range
+        bottom = np.where(span == 0, image.min((1, 2), keepdims=True), bottom)
+        span = np.where(span == 0, np.ptp(image, axis=(1, 2), keepdims=True), span)
+    scaled = (image - bottom) / np.where(span == 0, 1, span)
+    return np.asarray(scaled, np.float32)
+
+
+def normalize_standard(image: Image) -> Image:
+    """Per channel of `[C, H, W]`: zero mean and unit variance; float32."""
+    image = image.astype(np.float32)
+    spread = image.std((1, 2), keepdims=True)
+    centred = image - image.mean((1, 2), keepdims=True)
+    return np.asarray(centred / np.where(spread == 0, 1, spread), np.float32)
+
+
+def to_gray(image: Image, *, invert: bool = False) -> Image:
+    """Luminance (ITU-R 601) of RGB `[3, H, W]` as `[1, H, W]`; a single channel stays as it is.
+
+    `invert` makes stained, dark nuclei bright, as fluorescence networks expect them.
+    """
+    if image.shape[0] not in (1, 3):
+        raise ImageError(
+            f"gray was asked for, but the image has {image.shape[0]} channels: it takes 1 or 3."
+        )
+    image = image.astype(np.float32)
+    if image.shape[0] == 3:
+        image = np.tensordot(np.array([0.299, 0.587, 0.114], np.float32), image, 1)[None]
+    return image.max() - image if invert else image
+
+
+def as_channels_first(array: Any, channel_axis: int | None, name: str) -> Image:
+    """`[C, H, W]` from `[H, W]` or from three axes of which `channel_axis` is the channels."""
+    image = np.asarray(array)
+    if image.dtype.kind not in "buif":
+        raise ImageError(f"{name} holds {image.dtype}, not numbers that a network can take.")
+    if image.ndim == 2:
+        return image[None]
+    if image.ndim != 3:
+        raise ImageError(
+            f"{name} has shape {image.shape}: an image has two axes, or three with channel_axis."
+        )
+    if channel_axis is None:
+        raise ImageError(
+            f"{name} has shape {image.shape}: say which axis holds the channels, "
+            "e.g. channel_axis=-1 for [H, W, C] or channel_axis=0 for [C, H, W]."
+        )
+    return np.moveaxis(image, channel_axis, 0)
+
+
+def check_image(image: Image, name: str) -> None:
+    """Raise ImageError for NaN, infinity, or a single value throughout."""
+    if not np.isfinite(image).all():
+        raise ImageError(f"{name} contains NaN or infinity: replace them before adapting.")
+    if image.size == 0 or image.min() == image.max():
+        raise ImageError(f"{name} is constant: there is nothing to see in it, leave it out.")
+
+
+def prepare(adapter: "Adapter", image: Image, name: str) -> Tensor:
+    """The checked network input of one image `[C, H, W]`, as float32 `[C', H', W']`.
+
+    Raises:
+        ImageError: the image is constant or not finite, has another number of channels than
+            the network takes, or is smaller than it takes. `name` is named in the message.
+    """
+    check_image(image, name)
+    prepared = np.ascontiguousarray(adapter.prepare(image), dtype=np.float32)
+    if adapter.channels is not None and prepared.shape[0] != adapter.channels:
+        raise ImageError(
+            f"{name} has {image.shape[0]} channel(s), prepared {prepared.shape[0]}, but the "
+            f"network takes {adapter.channels}: choose the channels, or the adapter's option "
+            "that converts them."
+        )
+    least = adapter.size_multiple
+    if min(prepared.shape[1:]) < least:
+        raise ImageError(
+            f"{name} is {prepared.shape[1]} x {prepared.shape[2]} pixels for the network, which "
+            f"takes at least {least} x {least}: use larger images or another rescaling."
+        )
+    return torch.from_numpy(prepared)

@@ -1,0 +1,187 @@
+"""What a run did, as one HTML page: curves, image / before / after, which snapshot and why."""
+
+import base64
+import html
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from skimage.segmentation import find_boundaries
+
+from selfadapt._errors import ModelError
+from selfadapt._rundir import Row, RunDirectory
+
+_CURVES = (
+    ("loss", "loss, Eq. 1 + Eq. 2"),
+    ("kept", "share of pixels kept as reliable"),
+    ("fn_rate", "FN rate, Eq. 3"),
+    ("d_emb", "embedding drift, Eq. 4"),
+)
+_THRESHOLDS = {"fn_rate": 0.05, "d_emb": 0.5}
+"""The paper's, drawn for orientation whatever the run stopped by."""
+
+
+def write_report(run: str | Path | RunDirectory, scores: Sequence[str] = ()) -> Path:
+    """Draw `report.html` of a run folder, one self-contained file, and return its path.
+
+    Args:
+        run: the folder that `adapt(..., output_dir=...)` has written.
+        scores: lines to print below the headline, e.g. scores where labels are at hand.
+
+    Raises:
+        CheckpointError: the folder holds no run.
+        ModelError: matplotlib is not installed.
+    """
+    directory = run if isinstance(run, RunDirectory) else RunDirectory(run)
+    config, history = directory.read_json("config.json"), directory.read_history()
+    result = directory.read_json("result.json")
+    curves = _draw_curves(history, int(result["iteration"]))
+    examples = [
+        _draw_example(path, name)
+        for path, name in zip(
+            sorted((directory.path / "examples").glob("*-image.tif")),
+            result["held_out"],
+            strict=False,
+        )
+    ]
+    rows = "".join(
+        f"<tr{' class=chosen' if row['iteration'] == result['iteration'] else ''}>"
+        + "".join(f"<td>{_figure(row.get(name))}</td>" for name in _TABLE)
+        for row in history
+        if "d_emb" in row
+    )
+    page = _PAGE.format(
+        reason=html.escape(result["reason"]),
+        scores="".join(f"<p class=score>{html.escape(line)}</p>" for line in scores),
+        curves=curves,
+        examples="".join(examples) or "<p>No instances: the adapter has no decode.</p>",
+        head="".join(f"<th>{html.escape(title)}</th>" for title in _TABLE.values()),
+        rows=rows,
+        settings=html.escape("\n".join(f"{name} = {value}" for name, value in config.items())),
+    )
+    target = directory.path / "report.html"
+    target.write_text(page, encoding="utf-8")
+    return target
+
+
+_TABLE = {
+    "iteration": "iteration",
+    "loss": "loss",
+    "kept": "kept",
+    "fn_rate": "FN rate",
+    "d_emb": "D_emb",
+    "instances": "instances / initial",
+}
+
+
+def _figure(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "-"
+    return str(int(value)) if value == int(value) and abs(value) > 1 else f"{value:.3f}"
+
+
+def _draw_curves(history: Sequence[Row], chosen: int) -> str:
+    figure, axes = _figure_of(len(_CURVES), (14, 2.8))
+    for axis, (name, title) in zip(axes, _CURVES, strict=True):
+        points = [(row["iteration"], row[name]) for row in history if name in row]
+        if points and not all(math.isnan(y) for _, y in points):
+            axis.plot(*zip(*points, strict=True), color="#0b6e99", linewidth=1.8,
+                      marker="o" if name in _THRESHOLDS else None, markersize=3)  # fmt: skip
+        else:
+            axis.text(0.5, 0.5, "not available", transform=axis.transAxes, ha="center")
+        if name in _THRESHOLDS:
+            axis.axhline(_THRESHOLDS[name], color="#b03a2e", linestyle="--", linewidth=1,
+                         label=f"paper's threshold {_THRESHOLDS[name]}")  # fmt: skip
+            axis.legend(frameon=False, fontsize=8)
+        if name != "loss":
+            axis.set_ylim(bottom=0)
+        axis.axvline(chosen, color="#555", linewidth=1)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("iteration", fontsize=9)
+        axis.spines[["top", "right"]].set_visible(False)
+    return _embed(figure, "loss, kept share, FN rate and embedding drift over the iterations")
+
+
+def _draw_example(path: Path, name: str) -> str:
+    image = tifffile.imread(path)
+    image = image[None] if image.ndim == 2 else image
+    before, after = (path.with_name(path.name.replace("image", w)) for w in ("before", "after"))
+    if not (before.exists() and after.exists()):
+        return ""
+    panels = [_display(image)]
+    titles = ["image"]
+    for title, file in (("before", before), ("after", after)):
+        labels = tifffile.imread(file)
+        panels.append(
+            _outline(panels[0], labels, (1.0, 0.35, 0.2) if title == "before" else (0.2, 0.9, 0.5))
+        )
+        titles.append(f"{title}: {len(np.unique(labels)) - 1} instances")
+    figure, axes = _figure_of(3, (14, 0.4 + 4.6 * image.shape[-2] / image.shape[-1]))
+    for axis, panel, title in zip(axes, panels, titles, strict=True):
+        axis.imshow(panel, interpolation="nearest")
+        axis.set_title(title, fontsize=11)
+        axis.axis("off")
+    return f"<h3>{html.escape(name)}</h3>{_embed(figure, f'{name}: image, before, after')}"
+
+
+def _display(image: NDArray[Any]) -> NDArray[np.float64]:
+    """RGB in [0, 1] of a prepared image `[C, H, W]`."""
+    channels = image[:3] if image.shape[0] >= 3 else image[:1].repeat(3, 0)
+    low, high = np.percentile(channels, (0.5, 99.7))
+    scaled: NDArray[np.float64] = np.clip((channels - low) / max(high - low, 1e-6), 0, 1) ** 0.7
+    return scaled.transpose(1, 2, 0)
+
+
+def _outline(
+    image: NDArray[np.float64], labels: NDArray[Any], colour: tuple[float, float, float]
+) -> NDArray[np.float64]:
+    if labels.shape != image.shape[:2]:  # the adapter prepares at another scale than it decodes
+        return image
+    painted = image.copy()
+    painted[find_boundaries(labels, mode="inner")] = colour
+    return painted
+
+
+def _embed(figure: Any, alt: str) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+
+
+def _figure_of(columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    """A row of axes, without pyplot: the caller's backend and figures are left alone."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise ModelError(
+            "the report needs matplotlib, which is not installed: pip install 'selfadapt[report]'"
+        ) from None
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(1, columns)
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>selfadapt run</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+img {{ max-width: 100% }} h1 {{ font-size: 1.5rem }} h2 {{ font-size: 1.15rem; margin-top: 2rem }} h3 {{ font-size: 1rem; margin: 1rem 0 0 }}
+table {{ border-collapse: collapse }} td, th {{ padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #ddd }}
+.chosen {{ background: #e2f3ea; font-weight: 600 }} .score {{ font-size: 1.1rem; margin: .2rem 0 }}
+pre {{ background: #f5f5f5; padding: .8rem; columns: 3 }}
+</style></head><body>
+<h1>selfadapt run</h1>
+<p>Result: {reason}.</p>
+{scores}
+<h2>Curves</h2>{curves}
+<p>The vertical line marks the weights that were kept. FN rate and embedding drift are measured on held-out images, without labels.</p>
+<h2>Held-out images</h2>{examples}
+<h2>Snapshots</h2><table><tr>{head}</tr>{rows}</table>
+<h2>Settings</h2><pre>{settings}</pre>
+</body></html>
+"""

@@ -1,0 +1,158 @@
+"""What a run leaves on disk. Files appear complete or not at all."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from selfadapt._config import Config
+from selfadapt._errors import CheckpointError
+
+Row = dict[str, float]
+
+
+class RunDirectory:
+    """The folder of one run.
+
+    Args:
+        path: the folder.
+        notes: text files by name that are written when the run starts.
+
+    config.json      the settings
+    history.csv      one row per iteration that was logged
+    checkpoint.pt    everything to go on from the last validation point
+    snapshots/       the exported network's weights at each validation point (safetensors)
+    examples/        held-out images with instances before and after (TIFF)
+    model            the result, in the model's native format
+    result.json      where the run stopped and why
+    report.html      what `selfadapt report` draws
+
+    Raises:
+        CheckpointError: the folder holds something else, another run, or a damaged file.
+    """
+
+    def __init__(self, path: str | Path, notes: Mapping[str, str] | None = None) -> None:
+        self.path = Path(path)
+        self._notes = notes or {}
+
+    @property
+    def model(self) -> Path:
+        """Where the adapted model is saved."""
+        return self.path / "model"
+
+    def start(self, config: Config, *, resume: bool) -> None:
+        """Claim the folder for a run with these settings."""
+        if self.path.is_file():
+            raise CheckpointError(f"{str(self.path)!r} is a file: give a folder for the run.")
+        used = self.path.is_dir() and any(self.path.iterdir())
+        if used and not (self.path / "config.json").exists():
+            raise CheckpointError(
+                f"{str(self.path)!r} holds other files: give a new or an empty folder."
+            )
+        if used and not resume:
+            raise CheckpointError(
+                f"{str(self.path)!r} holds another run: give a new folder, or resume it "
+                "(resume=True, --resume)."
+            )
+        if used:
+            theirs, ours = self.read_json("config.json"), config.to_dict()
+            for name in ours:
+                if theirs.get(name) != ours[name]:
+                    raise CheckpointError(
+                        f"{str(self.path)!r} holds a run with {name}={theirs.get(name)!r}, not "
+                        f"{ours[name]!r}: give the same settings to resume it, or a new folder."
+                    )
+        (self.path / "snapshots").mkdir(parents=True, exist_ok=True)
+        self.write_json("config.json", config.to_dict())
+        for name, text in self._notes.items():
+            self._write(name, text.encode())
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the run."""
+        try:
+            data: dict[str, Any] = json.loads((self.path / name).read_text())
+            return data
+        except FileNotFoundError:
+            raise CheckpointError(f"{str(self.path)!r} is no run: it has no {name}.") from None
+        except ValueError as error:
+            raise CheckpointError(f"{self.path / name} is damaged: {error}") from None
+
+    def write_json(self, name: str, data: Mapping[str, Any]) -> None:
+        """Write a JSON file of the run."""
+        self._write(name, json.dumps(data, indent=2).encode())
+
+    def read_history(self) -> list[Row]:
+        """All rows so far; figures that a row does not have are left out."""
+        path = self.path / "history.csv"
+        if not path.exists():
+            return []
+        with path.open(newline="") as file:
+            return [
+                {name: float(value) for name, value in row.items() if value}
+                for row in csv.DictReader(file)
+            ]
+
+    def write_history(self, rows: list[Row]) -> None:
+        """Write all rows; the columns are the union of theirs."""
+        text = io.StringIO()
+        names = dict.fromkeys(name for row in rows for name in row)
+        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        self._write("history.csv", text.getvalue().encode())
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint."""
+        partial = self.path / "checkpoint.pt.partial"
+        torch.save(dict(state), partial)
+        os.replace(partial, self.path / "checkpoint.pt")
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The checkpoint, or None before the first validation point."""
+        path = self.path / "checkpoint.pt"
+        if not path.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            return state
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(
+                f"{path} is damaged or no checkpoint of a run ({reason}): start in a new folder."
+            ) from None
+
+    def save_snapshot(self, iteration: int, model: nn.Module) -> None:
+        """Keep the weights of a validation point."""
+        target = self._snapshot(iteration)
+        partial = target.with_suffix(".partial")
+        tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+        save_file({name: t.clone() for name, t in tensors.items()}, partial)
+        os.replace(partial, target)
+
+    def load_snapshot(self, iteration: int) -> dict[str, Tensor]:
+        """The weights of a validation point."""
+        path = self._snapshot(iteration)
+        if not path.exists():
+            raise CheckpointError(
+                f"there is no snapshot of iteration {iteration}; there are {self.snapshots()}."
+            )
+        return load_file(path)
+
+    def snapshots(self) -> list[int]:
+        """Iterations of which there is a snapshot, 0 being the initial model."""
+        return sorted(int(path.stem) for path in (self.path / "snapshots").glob("*.safetensors"))
+
+    def _snapshot(self, iteration: int) -> Path:
+        return self.path / "snapshots" / f"{iteration:06d}.safetensors"
+
+    def _write(self, name: str, data: bytes) -> None:
+        partial = self.path / f"{name}.partial"
+        partial.write_bytes(data)
+        os.replace(partial, self.path / name)

@@ -1,0 +1,25 @@
+"""The teacher: an exponential moving average of the student."""
+
+import copy
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+
+def make_teacher(student: nn.Module) -> nn.Module:
+    """A frozen copy of the student, in eval mode for good."""
+    return copy.deepcopy(student).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None:
+    """teacher = decay * teacher + (1 - decay) * student, for all parameters.
+
+    Buffers (batch-norm statistics, counters) are copied: they are averages already, and
+    averaging integer counters has no meaning.
+    """
+    average = get_ema_multi_avg_fn(decay)
+    average(tuple(teacher.parameters()), tuple(student.parameters()), torch.tensor(1))
+    for mine, theirs in zip(teacher.buffers(), student.buffers(), strict=True):
+        mine.copy_(theirs)
