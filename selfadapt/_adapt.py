@@ -3,9 +3,11 @@
 import copy
 import math
 import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,6 @@ class AdaptationResult:
     reason: str
     history: list[Row]
     directory: RunDirectory
-    _temporary: Any = field(default=None, repr=False)
 
     @property
     def snapshots(self) -> list[int]:
@@ -134,22 +135,23 @@ def adapt(
         [_validation_image(adapter, source, config) for source in held_out],
         [stop] if isinstance(stop, Monitor) else [],
     )
-    temporary = tempfile.TemporaryDirectory(prefix="selfadapt-") if output_dir is None else None
-    if isinstance(output_dir, RunDirectory):
-        directory = output_dir
-    else:
-        directory = RunDirectory(output_dir or str(temporary and temporary.name))
-    if temporary is None:
-        directory.start(config, resume=resume)
-    else:
-        directory.start(config, resume=True)
+    directory = _open_directory(output_dir)
+    directory.start(config, resume=resume)
     history, verdict = _train(run, crops, looks, stop, directory, progress=progress)
     adapted = _with_snapshot(adapter, directory, verdict.iteration)
-    if temporary is None:
+    if output_dir is not None:
         _export(adapter, adapted, looks.images, held_out, directory, verdict)
-    return AdaptationResult(
-        adapted, verdict.iteration, verdict.reason, history, directory, temporary
-    )
+    return AdaptationResult(adapted, verdict.iteration, verdict.reason, history, directory)
+
+
+def _open_directory(output_dir: str | Path | RunDirectory | None) -> RunDirectory:
+    """The given folder, or a temporary one that goes when nobody holds it any more."""
+    if isinstance(output_dir, RunDirectory):
+        return output_dir
+    directory = RunDirectory(output_dir or tempfile.mkdtemp(prefix="selfadapt-"))
+    if output_dir is None:
+        weakref.finalize(directory, shutil.rmtree, directory.path, ignore_errors=True)
+    return directory
 
 
 def hold_out(

@@ -153,8 +153,8 @@ class _Tiff:
             with tifffile.TiffFile(self.path) as tiff:
                 if max(self.shape) <= WINDOW:
                     return np.asarray(tiff.series[0].asarray()[index])
-                window: Image = zarr.open_array(tiff.series[0].aszarr(), mode="r")[index]  # type: ignore[assignment]
-                return window
+                lazy: Any = zarr.open(tiff.series[0].aszarr(), mode="r")
+                return np.asarray(lazy[index])
         except Exception as error:
             raise _unreadable(self.path, error) from None
 
@@ -167,7 +167,7 @@ def _unreadable(path: Path, error: Exception) -> ImageError:
 def _read_picture(path: Path) -> Image:
     """PNG or JPEG. An alpha channel is no measurement and is left out."""
     try:
-        pixels = np.asarray(iio.imread(path))
+        pixels = np.asarray(iio.imread(path.read_bytes(), extension=path.suffix.lower()))
     except Exception as error:
         raise _unreadable(path, error) from None
     if pixels.ndim == 3 and pixels.shape[-1] in (2, 4):
@@ -175,36 +175,6 @@ def _read_picture(path: Path) -> Image:
     if pixels.ndim == 3 and pixels.shape[-1] == 1:
         pixels = pixels[..., 0]
     return as_channels_first(pixels, -1, path.name)
-
-
-@dataclass(frozen=True)
-class _WholeTiff:
-    """A TIFF that is decoded as a whole and then indexed."""
-
-    path: Path
-    shape: tuple[int, ...]
-
-    def __getitem__(self, index: Any) -> Image:
-        try:
-            return np.asarray(tifffile.imread(self.path))[index]
-        except Exception as error:
-            raise _unreadable(self.path, error) from None
-
-
-@dataclass(frozen=True)
-class _ReopenedTiff:
-    """A large TIFF of which only the segments that a window touches are decoded."""
-
-    path: Path
-    shape: tuple[int, ...]
-
-    def __getitem__(self, index: Any) -> Image:
-        try:
-            with tifffile.TiffFile(self.path) as tiff:
-                window: Image = zarr.open_array(tiff.series[0].aszarr(), mode="r")[index]  # type: ignore[assignment]
-                return window
-        except Exception as error:
-            raise _unreadable(self.path, error) from None
 
 
 def _list_zarr(
@@ -263,7 +233,7 @@ def _windows(
     """
     free = [axis for axis in range(len(array.shape)) if axis not in fixed]
     spatial = free if channel_axis is None else [a for a in free if a != free[channel_axis]]
-    counts = [-(-array.shape[axis] // WINDOW) for axis in spatial]
+    counts = [max(1, -(-array.shape[axis] // WINDOW)) for axis in spatial]
 
     def read(i: int, j: int) -> Image:
         index: list[Any] = [fixed.get(axis, slice(None)) for axis in range(len(array.shape))]

@@ -21,7 +21,7 @@ class _L2SP(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, initial: Sequence[Tensor], *weights: Tensor) -> Tensor:
-        shift = torch._foreach_sub(weights, list(initial))  # type: ignore[arg-type]
+        shift = torch._foreach_sub(weights, list(initial))
         ctx.save_for_backward(*shift)
         return torch.stack(torch._foreach_norm(shift)).square().sum()
 

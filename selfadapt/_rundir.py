@@ -123,7 +123,7 @@ class RunDirectory:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             return state
         except Exception as error:
-            reason = str(error).splitlines()[0]
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise CheckpointError(
                 f"{path} is damaged or no checkpoint of a run ({reason}): start in a new folder."
             ) from None

@@ -36,10 +36,8 @@ def predict_tiled(
     """
     height, width = image.shape[-2:]
     sides = [tile if fixed else min(tile, _round_up(n, multiple)) for n in (height, width)]
-    padded = pad_far_side(
-        image, [_round_up(n, g) for n, g in zip((height, width), spec.grid, strict=True)]
-    )
-    padded = pad_far_side(padded, sides)
+    whole_cells = [_round_up(n, g) for n, g in zip((height, width), spec.grid, strict=True)]
+    padded = pad_far_side(image, [max(pair) for pair in zip(whole_cells, sides, strict=True)])
     starts = [
         list(_starts(size, side, step))
         for size, side, step in zip(padded.shape[-2:], sides, spec.grid, strict=True)

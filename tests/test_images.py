@@ -1,0 +1,291 @@
+"""Sources of images, crops and tiles."""
+
+import re
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import tifffile
+import torch
+import zarr
+from helpers import SmallAdapter, config
+from torch.utils.data import Dataset, IterableDataset
+
+from selfadapt import (
+    Binary,
+    ImageError,
+    OutputSpec,
+    Scalar,
+    normalize_percentile,
+    open_images,
+    to_gray,
+)
+from selfadapt._adapt import hold_out
+from selfadapt._crops import Crops
+from selfadapt._images import looks_like_masks
+from selfadapt._tiles import predict_tiled
+
+
+def pixels(*shape, dtype=np.uint8):
+    return np.random.default_rng(sum(shape)).integers(0, 200, shape).astype(dtype)
+
+
+def read_all(source, **options):
+    return [image.read() for image in open_images(source, **options)]
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.uint8, np.uint16, np.int16, np.uint32, np.float32, np.float64]
+)
+def test_tiff_of_any_depth(tmp_path, dtype):
+    image = pixels(20, 30, dtype=dtype)
+    tifffile.imwrite(tmp_path / "a.tif", image, compression="lzw")
+    (got,) = read_all(tmp_path)
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got, image[None])
+
+
+def test_a_folder_of_mixed_types_sizes_and_other_files(tmp_path):
+    gray, colour = pixels(20, 30), pixels(10, 12, 3)
+    iio.imwrite(tmp_path / "a.png", gray)
+    iio.imwrite(tmp_path / "b.PNG", np.dstack([colour, np.full((10, 12), 255, np.uint8)]))
+    iio.imwrite(tmp_path / "c.jpg", colour, quality=100)
+    tifffile.imwrite(tmp_path / "d.tiff", colour, photometric="rgb")
+    (tmp_path / "notes.txt").write_text("no image")
+    found = open_images(tmp_path)
+    assert [image.name for image in found] == ["a.png", "b.PNG", "c.jpg", "d.tiff"]
+    read = [image.read() for image in found]
+    np.testing.assert_array_equal(read[0], gray[None])
+    np.testing.assert_array_equal(read[1], colour.transpose(2, 0, 1))  # without alpha
+    assert read[2].shape == (3, 10, 12)
+    np.testing.assert_array_equal(read[3], colour.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("axes", ["TCYX", "ZYX", "CYX", "YXS"])
+def test_tiff_axes_are_honoured(tmp_path, axes):
+    sizes = {"T": 2, "Z": 4, "C": 3, "Y": 20, "X": 24, "S": 3}
+    image = pixels(*(sizes[a] for a in axes))
+    options = {"photometric": "rgb"} if "S" in axes else {"photometric": "minisblack"}
+    tifffile.imwrite(tmp_path / "a.tif", image, metadata={"axes": axes}, **options)
+    read = read_all(tmp_path / "a.tif")
+    expected = {
+        "TCYX": lambda: list(image),
+        "ZYX": lambda: list(image[:, None]),
+        "CYX": lambda: [image],
+        "YXS": lambda: [image.transpose(2, 0, 1)],
+    }[axes]()
+    assert len(read) == len(expected)
+    for got, want in zip(read, expected, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_arrays_stacks_and_channel_axis():
+    stack = pixels(3, 20, 24)
+    assert [i.shape for i in read_all(stack[0])] == [(1, 20, 24)]
+    assert [i.shape for i in read_all(stack)] == [(1, 20, 24)] * 3
+    assert [i.shape for i in read_all(stack, channel_axis=0)] == [(3, 20, 24)]
+    assert [i.shape for i in read_all(pixels(2, 20, 24, 3), channel_axis=-1)] == [(3, 20, 24)] * 2
+    mixed = [pixels(20, 24, 3), pixels(8, 9, 3)]
+    assert [i.shape for i in read_all(mixed, channel_axis=2)] == [(3, 20, 24), (3, 8, 9)]
+    assert [i.shape for i in read_all([torch.zeros(2, 8, 9)])] == [(2, 8, 9)]
+
+
+def test_zarr_and_ome_zarr(tmp_path):
+    data = pixels(2, 30, 40)
+    plain = zarr.create_array(tmp_path / "plain.zarr", data=data)
+    np.testing.assert_array_equal(np.concatenate(read_all(plain)), data)
+    np.testing.assert_array_equal(np.concatenate(read_all(str(tmp_path / "plain.zarr"))), data)
+    group = zarr.open_group(tmp_path / "ome.zarr", mode="w")
+    group.create_array("0", data=data[None])
+    group.attrs["ome"] = {
+        "multiscales": [
+            {"axes": [{"name": n} for n in "tcyx"], "datasets": [{"path": "0"}], "version": "0.5"}
+        ]
+    }
+    (got,) = read_all(tmp_path / "ome.zarr")
+    np.testing.assert_array_equal(got, data)
+    with pytest.raises(ImageError, match="multiscales"):
+        open_images(zarr.open_group(tmp_path / "empty.zarr", mode="w"))
+
+
+class Pairs(Dataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return torch.full((1, 8, 9), float(index)), index
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter([torch.zeros(1, 8, 9)])
+
+
+def test_a_torch_dataset_is_read_item_by_item():
+    assert [float(i.max()) for i in read_all(Pairs())] == [0, 1, 2]
+    with pytest.raises(ImageError, match="__len__"):
+        open_images(Stream())
+
+
+def test_a_large_image_is_read_in_windows_only(tmp_path):
+    large = pixels(2100, 4500)
+    array = zarr.create_array(tmp_path / "a.zarr", data=large, chunks=(256, 256))
+    tifffile.imwrite(tmp_path / "a.tif", large, tile=(256, 256))
+    for source in (array, tmp_path / "a.tif"):
+        images = open_images(source)
+        assert len(images) == 2 * 3
+        assert all(image.window for image in images)
+        read = [image.read()[0] for image in images]
+        assert max(max(r.shape) for r in read) <= 2048
+        np.testing.assert_array_equal(np.block([read[:3], read[3:]]), large)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: p, "no images in"),
+        (lambda p: p / "absent", "no file or folder"),
+        (lambda p: [], "no images in the list"),
+        (lambda p: [np.zeros((4, 5, 3))], "say which axis holds the channels"),
+        (lambda p: [np.zeros((2, 4, 5, 3))], "two axes, or three"),
+        (lambda p: [np.array([["a"]])], "not numbers"),
+        (lambda p: 3, "cannot be read from a int"),
+    ],
+)
+def test_what_is_no_source_is_refused_in_one_sentence(tmp_path, make, message):
+    with pytest.raises(ImageError, match=message):
+        open_images(make(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["broken.tif", "broken.png", "broken.jpg", "image.czi"])
+def test_unreadable_files_are_named(tmp_path, name):
+    (tmp_path / name).write_bytes(b"this is no image at all")
+    with pytest.raises(ImageError, match=re.escape(name)):
+        Crops(SmallAdapter(), open_images(tmp_path / name), config()).check()
+
+
+def test_a_truncated_file_is_named_when_read(tmp_path):
+    iio.imwrite(tmp_path / "a.png", pixels(64, 64))
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ImageError, match=r"a\.png"):
+        Crops(SmallAdapter(), open_images(tmp_path), config()).check()
+
+
+def broken(value):
+    image = pixels(40, 40).astype(np.float32)
+    image[3, 4] = value
+    return image
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([broken(np.nan)], "image 0 contains NaN"),
+        ([pixels(40, 40), broken(np.inf)], "image 1 contains NaN or infinity"),
+        ([np.full((40, 40), 7)], "image 0 is constant"),
+        ([pixels(40, 40), np.zeros((0, 40))], "image 1 is constant"),
+        ([pixels(40, 40), pixels(1, 40)], "image 1 is 1 x 40 pixels for the network.*2 x 2"),
+        ([torch.rand(3, 40, 40)], "image 0 has 3 channel.*the network takes 1"),
+        ([np.kron(np.eye(4, dtype=int), np.ones((9, 9), int))], "look like masks"),
+    ],
+)
+def test_bad_images_are_refused_before_the_run(images, message):
+    with pytest.raises(ImageError, match=message):
+        Crops(SmallAdapter(), open_images(images), config()).check()
+
+
+def test_images_of_different_channels_are_refused():
+    adapter = SmallAdapter()
+    adapter.channels = None
+    images = open_images([torch.rand(1, 40, 40), torch.rand(2, 40, 40)])
+    with pytest.raises(ImageError, match="image 0 has 1, image 1 has 2"):
+        Crops(adapter, images, config()).check()
+
+
+def test_photographs_are_no_masks():
+    smooth = np.add.outer(np.arange(60), np.arange(50)).astype(np.uint8)
+    assert not looks_like_masks([smooth[None]])
+    assert not looks_like_masks([pixels(1, 40, 40)])
+    assert looks_like_masks([np.kron(np.eye(3, dtype=np.uint16), np.full((9, 9), 4, "u2"))[None]])
+
+
+def test_crops_depend_on_seed_and_number_alone():
+    images = open_images([pixels(50, 60), pixels(20, 90), pixels(33, 33)])
+    crops = Crops(SmallAdapter(), images, config())
+    batches = list(crops.batches(0, 4))
+    fresh = Crops(SmallAdapter(), images, config())
+    assert torch.equal(fresh.batch(3), batches[3])
+    assert batches[0].shape == (2, 1, 32, 32)  # images smaller than the crop are mirrored
+    assert not torch.equal(batches[0], batches[1])
+    assert not torch.equal(Crops(SmallAdapter(), images, config(seed=1)).batch(3), batches[3])
+
+
+def test_crop_side_is_rounded_up_to_what_the_network_takes():
+    adapter = SmallAdapter()
+    adapter.size_multiple = 32
+    assert Crops(adapter, [], config(crop=40)).side == 64
+    adapter.fixed_size = 256
+    assert Crops(adapter, [], config(crop=40)).side == 256
+
+
+def test_blank_windows_of_a_large_image_are_passed_over(tmp_path):
+    large = np.zeros((2100, 100), np.uint8)
+    large[:900] = pixels(900, 100)
+    crops = Crops(SmallAdapter(), open_images(large), config())
+    crops.check()
+    assert all(float(crop.std()) >= 0 for crop in crops.batch(0))
+    blank = Crops(SmallAdapter(), open_images(np.zeros((2100, 100))), config())
+    with pytest.raises(ImageError, match="blank"):
+        blank.batch(0)
+
+
+@pytest.mark.parametrize(("count", "held"), [(1, 1), (2, 1), (14, 1), (40, 2), (100, 2)])
+def test_hold_out_is_seeded_and_disjoint(count, held):
+    images = open_images([pixels(9, 9)] * count)
+    training, validation = hold_out(images, config())
+    assert len(validation) == held
+    names = {i.name for i in training} & {i.name for i in validation}
+    assert names == ({"image 0"} if count == 1 else set())
+    assert hold_out(images, config()) == (training, validation)
+
+
+def test_normalisation_and_gray():
+    image = np.stack([pixels(50, 60), np.zeros((50, 60), np.uint8)])
+    out = normalize_percentile(image)
+    np.testing.assert_allclose(np.percentile(out[0], (1, 99)), (0, 1), atol=1e-6)
+    assert not out[1].any()
+    spot = np.zeros((1, 50, 50))
+    spot[0, 3, 3] = 5
+    assert normalize_percentile(spot).max() == 1  # percentiles 1 and 99 coincide
+    colour = pixels(3, 20, 30)
+    gray = to_gray(colour, invert=True)
+    assert gray.shape == (1, 20, 30)
+    assert np.argmin(gray) == np.argmax(to_gray(colour))
+    with pytest.raises(ImageError, match="2 channels"):
+        to_gray(colour[:2])
+
+
+@pytest.mark.parametrize("size", [(64, 64), (70, 133), (9, 200), (130, 31)])
+@pytest.mark.parametrize("fixed", [True, False])
+def test_tiles_of_a_pointwise_network_give_the_whole_image_back(size, fixed):
+    image = torch.rand(1, *size)
+    spec = OutputSpec(p=Binary(), d=Scalar(grid=2))
+    seen = set()
+
+    def network(tiles):
+        seen.add(tuple(tiles.shape[-2:]))
+        return {"p": tiles * 2, "d": tiles[..., ::2, ::2]}
+
+    out = predict_tiled(network, image, spec, tile=64, multiple=8, fixed=fixed)
+    torch.testing.assert_close(out["p"], image * 2)
+    torch.testing.assert_close(out["d"], image[..., ::2, ::2])
+    assert all(side % 8 == 0 and side <= 64 for tile in seen for side in tile)
+    assert not fixed or seen == {(64, 64)}
+
+
+def test_segment_gives_the_size_of_the_image_and_agrees_with_itself(adapter):
+    image = pixels(70, 91)
+    labels = adapter.segment(image)
+    assert labels.shape == image.shape
+    np.testing.assert_array_equal(labels, adapter.segment(image[None], channel_axis=0))

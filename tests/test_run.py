@@ -1,0 +1,445 @@
+"""Runs: adapt, resume, stopping, do no harm, snapshots."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from helpers import SmallAdapter, config, discs
+
+from selfadapt import (
+    CheckpointError,
+    Config,
+    ConfigError,
+    EmbeddingDrift,
+    FalseNegativeRate,
+    ImageError,
+    ModelError,
+    OutputError,
+    OutputSpec,
+    Prediction,
+    SelfAdaptation,
+    Validation,
+    Vector,
+    adapt,
+    predict,
+    prepare,
+    write_report,
+)
+from selfadapt._rundir import RunDirectory
+
+IMAGES = [discs(100 + k)[0] for k in range(6)]
+
+
+def batches(count):
+    generator = torch.Generator().manual_seed(5)
+    return [torch.rand(2, 1, 32, 32, generator=generator) for _ in range(count)]
+
+
+def equal_states(first, second):
+    return all(torch.equal(t, second[name]) for name, t in first.items())
+
+
+def run_adapt(adapter, tmp_path, **changes):
+    options = {"config": config(), "output_dir": tmp_path, "progress": False, "stop": None}
+    return adapt(adapter, IMAGES, **(options | changes))
+
+
+def test_adapt_changes_a_copy_and_fills_the_folder(adapter, tmp_path):
+    before = {n: t.clone() for n, t in adapter.model.state_dict().items()}
+    result = run_adapt(adapter, tmp_path / "run")
+    assert equal_states(before, adapter.model.state_dict())
+    assert not equal_states(before, result.adapter.model.state_dict())
+    assert result.iteration == 8
+    assert result.snapshots == [0, 4, 8]
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {
+        "config.json", "history.csv", "checkpoint.pt", "snapshots", "examples", "model",
+        "result.json",
+    }  # fmt: skip
+    looked = [row for row in result.history if "d_emb" in row]
+    assert [row["iteration"] for row in looked] == [0, 4, 8]
+    for figure in ("fn_rate", "d_emb", "instances", "doubt_flow", "doubt_cellprob"):
+        assert all(np.isfinite(row[figure]) for row in looked)
+    assert looked[0]["d_emb"] == looked[0]["fn_rate"] == 0
+    assert write_report(tmp_path / "run").read_text().count("<img") == 2
+    reference = SmallAdapter()
+    reference.model.load_state_dict(torch.load(tmp_path / "run" / "model"))
+    np.testing.assert_array_equal(
+        reference.with_model(reference.model.eval()).segment(IMAGES[0]),
+        result.adapter.segment(IMAGES[0]),
+    )
+
+
+def test_without_a_folder_snapshots_can_be_selected_all_the_same(adapter):
+    result = run_adapt(adapter, None)
+    first, last = result.select(0), result.select(8)
+    assert equal_states(adapter.model.state_dict(), first.model.state_dict())
+    assert equal_states(result.adapter.model.state_dict(), last.model.state_dict())
+    at_four = next(row for row in result.history if row["iteration"] == 4)["d_emb"]
+    chosen = result.select(EmbeddingDrift(at_four * 1.0001))
+    assert equal_states(chosen.model.state_dict(), result.select(4).model.state_dict())
+    with pytest.raises(CheckpointError, match=r"no snapshot of iteration 5; there are \[0, 4, 8\]"):
+        result.select(5)
+
+
+def test_the_exported_weights_are_those_that_config_names(adapter):
+    student = run_adapt(adapter, None, config=config(export="student"))
+    teacher = run_adapt(adapter, None, config=config(export="teacher"))
+    run = SelfAdaptation(adapter, config())
+    assert run.exported is run.teacher
+    start = torch.nn.utils.parameters_to_vector(adapter.model.parameters())
+    far, near = (
+        (torch.nn.utils.parameters_to_vector(r.adapter.model.parameters()) - start).norm().item()
+        for r in (student, teacher)
+    )
+    assert far > near > 0
+
+
+def test_the_state_resumes_bit_for_bit(adapter):
+    data = batches(8)
+    whole = SelfAdaptation(adapter, config())
+    infos = [whole.step(batch) for batch in data]
+    half = SelfAdaptation(adapter, config())
+    for batch in data[:4]:
+        half.step(batch)
+    resumed = SelfAdaptation(adapter, config())
+    resumed.load_state_dict(half.state_dict())
+    for batch, info in zip(data[4:], infos[4:], strict=True):
+        assert torch.equal(resumed.step(batch)["loss"], info["loss"])
+    for name in ("student", "teacher"):
+        assert equal_states(whole.state_dict()[name], resumed.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s["config"].update(views=3), "setting views was 3, now it is 8"),
+        (lambda s: s["model"].update({"stem.0.bias": "(8,) 0"}), "initial model's stem.0.bias"),
+        (lambda s: s["model"].update({"extra": "(8,) 0"}), "initial model's extra"),
+        (lambda s: s.update(outputs="OutputSpec(x)"), "heads"),
+        (lambda s: s.pop("student"), "no state of a SelfAdaptation: student missing"),
+    ],
+)
+def test_a_state_of_another_run_is_refused_by_name(adapter, change, message):
+    run = SelfAdaptation(adapter, config())
+    state = run.state_dict()
+    state = {**state, "config": dict(state["config"]), "model": dict(state["model"])}
+    change(state)
+    with pytest.raises(CheckpointError, match=message):
+        run.load_state_dict(state)
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(2)
+from helpers import trained_adapter, config
+from test_run import IMAGES
+from selfadapt import adapt
+adapt(trained_adapter(), IMAGES, config=config(iterations=200, validate_every=4), stop=None,
+      output_dir={out!r}, resume=True, progress=False)
+"""
+
+
+def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(adapter, tmp_path):
+    """kill -9 in the middle, then resume: the same bits as an uninterrupted run."""
+    out = tmp_path / "killed"
+    script = SCRIPT.format(tests=str(Path(__file__).parent), out=str(out))
+    process = subprocess.Popen([sys.executable, "-c", script])
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoint.pt").exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "result.json").exists()
+    settings = config(iterations=200, validate_every=4)
+    resumed = adapt(
+        adapter, IMAGES, config=settings, stop=None, output_dir=out, resume=True, progress=False
+    )
+    whole = adapt(adapter, IMAGES, config=settings, stop=None, progress=False)
+    assert equal_states(whole.adapter.model.state_dict(), resumed.adapter.model.state_dict())
+    assert (out / "result.json").exists()
+    np.testing.assert_equal(resumed.history, whole.history)
+
+
+def test_resuming_a_finished_run_gives_its_result_again(adapter, tmp_path):
+    first = run_adapt(adapter, tmp_path)
+    again = run_adapt(adapter, tmp_path, resume=True)
+    assert again.reason == first.reason
+    assert equal_states(first.adapter.model.state_dict(), again.adapter.model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("prepare_folder", "changes", "message"),
+    [
+        (lambda p: p.write_text("x"), {}, "is a file"),
+        (lambda p: (p.mkdir(), (p / "data.txt").write_text("x")), {}, "holds other files"),
+        (lambda p: (p.mkdir(), (p / "config.json").write_text("{}")), {}, "holds another run"),
+        (
+            lambda p: (p.mkdir(), (p / "config.json").write_text('{"iterations": 3}')),
+            {"resume": True},
+            "with iterations=3, not 8",
+        ),
+        (
+            lambda p: (p.mkdir(), (p / "config.json").write_text("{")),
+            {"resume": True},
+            "is damaged",
+        ),
+    ],
+)
+def test_a_folder_that_holds_something_else_is_refused(
+    adapter, tmp_path, prepare_folder, changes, message
+):
+    prepare_folder(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=message):
+        run_adapt(adapter, tmp_path / "run", **changes)
+
+
+@pytest.mark.parametrize("content", [b"garbage", b""])
+def test_a_damaged_checkpoint_is_refused(adapter, tmp_path, content):
+    run_adapt(adapter, tmp_path)
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged"):
+        run_adapt(adapter, tmp_path, resume=True)
+
+
+def test_a_checkpoint_of_another_model_is_refused(adapter, tmp_path):
+    run_adapt(adapter, tmp_path)
+    with pytest.raises(CheckpointError, match="initial model's stem"):
+        run_adapt(SmallAdapter(seed=3), tmp_path, resume=True)
+
+
+def test_bad_images_leave_no_folder(adapter, tmp_path):
+    with pytest.raises(ImageError):
+        adapt(adapter, [np.zeros((40, 40))], output_dir=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_criterion_that_trips_at_once_returns_the_initial_weights(adapter):
+    result = run_adapt(adapter, None, stop=EmbeddingDrift(1e-9))
+    assert result.iteration == 0
+    assert "the initial weights are kept" in result.reason
+    assert equal_states(adapter.model.state_dict(), result.adapter.model.state_dict())
+
+
+def test_a_criterion_that_trips_later_keeps_the_snapshot_before(adapter):
+    free = run_adapt(adapter, None, config=config(iterations=12))
+    drift = {row["iteration"]: row["d_emb"] for row in free.history if "d_emb" in row}
+    assert drift[4] < drift[8]
+    between = EmbeddingDrift((drift[4] + drift[8]) / 2)
+    result = run_adapt(adapter, None, config=config(iterations=12), stop=between)
+    assert result.iteration == 4
+    assert result.history[-1]["iteration"] == 8
+    assert "EmbeddingDrift" in result.reason
+    assert equal_states(free.select(4).model.state_dict(), result.adapter.model.state_dict())
+
+
+def test_any_callable_may_stop(adapter):
+    seen = []
+
+    def stop(run, info):
+        seen.append((run.iteration, info["instances"]))
+        return run.iteration == 8
+
+    result = run_adapt(adapter, None, config=config(iterations=100), stop=stop)
+    assert [at for at, _ in seen] == [4, 8]
+    assert result.iteration == 4
+
+
+def test_a_loss_that_is_not_finite_returns_the_initial_weights(adapter):
+    result = run_adapt(adapter, None, config=config(learning_rate=1e30, warmup=0.0))
+    assert result.iteration == 0
+    assert "not finite" in result.reason
+    assert equal_states(adapter.model.state_dict(), result.adapter.model.state_dict())
+
+
+class Forgetful(SmallAdapter):
+    """Decodes nothing once the foreground bias has moved: all instances are lost."""
+
+    def decode(self, outputs):
+        threshold = 0.0 if self.calls < 2 else 1e9
+        self.calls += 1
+        return super().decode({"cellprob": outputs["cellprob"] - threshold})
+
+
+def test_a_collapse_returns_the_initial_weights(adapter):
+    forgetful = Forgetful()
+    forgetful.model, forgetful.calls = adapter.model, 0
+    result = adapt(
+        forgetful, IMAGES[:1], config=config(validation_images=1), stop=None, progress=False
+    )
+    assert result.iteration == 0
+    assert "no instance is left" in result.reason
+
+
+class NoDecode(SmallAdapter):
+    decode = SmallAdapter.__mro__[1].decode
+
+
+def test_without_decode_the_fn_rate_cannot_stop_and_drift_can():
+    with pytest.raises(ModelError, match="cannot decode instances"):
+        adapt(NoDecode(), IMAGES, config=config(), stop=FalseNegativeRate(), progress=False)
+    result = adapt(NoDecode(), IMAGES, config=config(), stop=EmbeddingDrift(2.1), progress=False)
+    assert result.iteration == 8
+    with pytest.raises(ModelError, match="cannot decode"):
+        result.adapter.segment(IMAGES[0])
+
+
+class NoBottleneck(SmallAdapter):
+    def embedding_module(self, model):
+        return None
+
+
+def test_without_a_bottleneck_drift_cannot_stop(adapter):
+    blind = NoBottleneck()
+    blind.model = adapter.model
+    with pytest.raises(ConfigError, match="NoBottleneck names none"):
+        adapt(blind, IMAGES, config=config(), progress=False)
+    result = adapt(blind, IMAGES, config=config(), stop=FalseNegativeRate(1.1), progress=False)
+    assert np.isnan(result.history[-1]["d_emb"])
+
+
+def test_without_initial_instances_the_fn_rate_says_so():
+    adapter = SmallAdapter()
+    with torch.no_grad():
+        adapter.model.up[1].bias[2] = -100
+    with pytest.raises(ConfigError, match="finds no instance"):
+        adapt(adapter, IMAGES, config=config(), stop=FalseNegativeRate(), progress=False)
+
+
+class WrongSpec(SmallAdapter):
+    def forward(self, model, images):
+        return OutputSpec(flow=Vector()).split(model(images))
+
+
+def test_a_spec_that_does_not_fit_the_network_is_refused_before_the_run(tmp_path):
+    with pytest.raises(OutputError, match="gives 3 channels, the heads ask for 2"):
+        adapt(WrongSpec(), IMAGES, config=config(), output_dir=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_images_may_be_given_and_sizes_may_differ(adapter):
+    held_out = [discs(7, (40, 200))[0], discs(8, (90, 33))[0]]
+    result = adapt(
+        adapter, IMAGES, validation=held_out, config=config(validation_size=64), stop=None,
+        progress=False,
+    )  # fmt: skip
+    assert np.isfinite(result.history[-1]["doubt_flow"])
+
+
+def test_fit_and_iterate_in_somebody_elses_code(adapter):
+    run = SelfAdaptation(adapter, config(iterations=100))
+    images = [prepare(adapter, image[None], "held out") for image in IMAGES[:2]]
+    validation = Validation(adapter, run.initial, images)
+    history = run.fit(batches(20), validation=validation, stop=lambda r, i: r.iteration == 6)
+    assert len(history) == run.iteration == 6
+    assert ["d_emb" in row for row in history] == [False, False, False, True, False, False]
+    for info in run.iterate(batches(20)):
+        assert bool(info["loss"].isfinite())
+        if run.iteration == 9:
+            break
+    assert run.iteration == 9
+
+
+def test_monitors_by_hand(adapter):
+    run = SelfAdaptation(adapter, config(learning_rate=1e-2))
+    run.fit(batches(8))
+    drift, missed = EmbeddingDrift(), FalseNegativeRate()
+    for image in IMAGES[:2]:
+        prepared = prepare(adapter, image[None], "image")
+        first = predict(adapter, run.initial, prepared)
+        now = predict(adapter, run.student, prepared)
+        drift.update(first, now)
+        missed.update(first, now)
+    assert 0 < drift.compute() <= 2
+    assert 0 <= missed.compute() <= 1
+    drift.reset()
+    assert np.isnan(drift.compute())
+
+
+def test_drift_is_eq_4():
+    rng = np.random.default_rng(0)
+    pairs = [(rng.normal(size=9), rng.normal(size=9)) for _ in range(5)]
+    for unit_norm in (True, False):
+        drift = EmbeddingDrift(unit_norm=unit_norm)
+        expected = []
+        for a, b in pairs:
+            drift.update(*(Prediction({}, torch.from_numpy(e), None) for e in (a, b)))
+            norms = (np.linalg.norm(a), np.linalg.norm(b)) if unit_norm else (1, 1)
+            expected.append(np.linalg.norm(a / norms[0] - b / norms[1]))
+        np.testing.assert_allclose(drift.compute(), np.mean(expected))
+
+
+def test_the_embedding_is_the_mean_of_the_hooked_layer(adapter):
+    image = prepare(adapter, IMAGES[0][None], "image")
+    features = adapter.model.stem(image[None])
+    features = adapter.model.bottleneck.eval()(features)
+    got = predict(adapter, adapter.model, image).embedding
+    torch.testing.assert_close(got, features.mean((0, 2, 3)).detach())
+
+
+def test_examples_in_the_folder_are_label_images(adapter, tmp_path):
+    run_adapt(adapter, tmp_path)
+    before = tifffile.imread(tmp_path / "examples" / "0-before.tif")
+    image = tifffile.imread(tmp_path / "examples" / "0-image.tif")
+    assert before.dtype == np.int32
+    assert before.shape == image.shape[-2:]
+    assert RunDirectory(tmp_path).read_json("result.json")["held_out"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"iterations": 0}, "iterations=0"),
+        ({"views": 9}, "views=9.*between 1 and 8"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0.*above 0"),
+        ({"keep_regression": 1.5}, "keep_regression=1.5.*between 0 and 1"),
+        ({"batch_norm": "train"}, "batch_norm='train'.*'frozen' or 'batch'"),
+        ({"contrast": 1.0}, "contrast=1.0"),
+        ({"ema_decay": 1.0}, "the teacher never moves"),
+        ({"trainable": "("}, "no regular expression"),
+        ({"gradient_clip": 0.0}, "gradient_clip=0.0"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan"),
+    ],
+)
+def test_settings_out_of_range_are_named(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        Config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 32, 32), "square crops"),
+        ((2, 1, 32, 40), "square crops"),
+        ((0, 1, 32, 32), "square crops"),
+        ((2, 3, 32, 32), "3 channels, the network takes 1"),
+        ((2, 1, 33, 33), "33 pixels were given; the network takes a multiple of 2"),
+    ],
+)
+def test_batches_of_the_wrong_shape_are_refused(shape, message):
+    with pytest.raises(ImageError, match=message):
+        SelfAdaptation(SmallAdapter(), config()).loss(torch.rand(shape))
+
+
+def test_settings_that_select_nothing_are_refused(adapter):
+    with pytest.raises(ConfigError, match=r"selects no parameter.*stem\.0\.weight"):
+        SelfAdaptation(adapter, config(trainable="decoder"))
+    with pytest.raises(ConfigError, match="device 'nonsense'"):
+        SelfAdaptation(adapter, config(device="nonsense"))
+    with pytest.raises(ConfigError, match="threshold=0"):
+        EmbeddingDrift(0)
+    with pytest.raises(ConfigError, match="iou=2"):
+        FalseNegativeRate(iou=2)
+    with pytest.raises(ConfigError, match="resume=True needs output_dir"):
+        adapt(adapter, IMAGES, config=config(), resume=True)
