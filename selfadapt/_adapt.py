@@ -1,6 +1,5 @@
 """One call from images to an adapted model."""
 
-import copy
 import math
 import os
 import shutil
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import tifffile
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,6 +22,7 @@ from selfadapt._crops import Crops
 from selfadapt._errors import ConfigError
 from selfadapt._images import LazyImage, open_images
 from selfadapt._monitors import EmbeddingDrift, Monitor, Validation, centre_crop
+from selfadapt._network import copy_network
 from selfadapt._predict import predict
 from selfadapt._prepare import prepare
 from selfadapt._rundir import Row, RunDirectory
@@ -244,7 +243,7 @@ def _judge(run: SelfAdaptation, history: list[Row], stop: Stop | None) -> Verdic
 
 
 def _with_snapshot(adapter: Adapter, directory: RunDirectory, iteration: int) -> Adapter:
-    model = copy.deepcopy(adapter.model).to(torch.float32).eval()
+    model = copy_network(adapter.model, next(adapter.model.parameters()).device).eval()
     model.load_state_dict(directory.load_snapshot(iteration))
     return adapter.with_model(model)
 

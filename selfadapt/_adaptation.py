@@ -1,9 +1,6 @@
 """The run: one stateful object around the pure parts of the method."""
 
-import copy
 import math
-import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -13,19 +10,16 @@ from torch import Tensor, nn
 from selfadapt._adapter import Adapter
 from selfadapt._augment import augment
 from selfadapt._config import Config
-from selfadapt._errors import CheckpointError, ConfigError, ImageError
+from selfadapt._errors import CheckpointError, ImageError
 from selfadapt._losses import l2_sp, masked_mean
 from selfadapt._monitors import Validation
+from selfadapt._network import copy_network, fingerprint, pick_device, select_parameters
 from selfadapt._reliability import RunningThreshold
 from selfadapt._teacher import make_teacher, update_teacher
 from selfadapt._views import view_votes
 
 Info = dict[str, float]
 Stop = Callable[["SelfAdaptation", Mapping[str, float]], bool]
-
-_NORMS = (
-    nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm
-)  # fmt: skip
 
 
 class SelfAdaptation:
@@ -56,9 +50,8 @@ class SelfAdaptation:
         self.adapter = adapter
         self.config = config = config or Config()
         self.device = pick_device(config.device)
-        self.initial = copy.deepcopy(adapter.model).to(self.device, torch.float32)
-        self.initial.eval().requires_grad_(False)
-        self.student = copy.deepcopy(adapter.model).to(self.device, torch.float32)
+        self.initial = copy_network(adapter.model, self.device, frozen=True)
+        self.student = copy_network(adapter.model, self.device)
         names = select_parameters(self.student, config.trainable)
         for name, parameter in self.student.named_parameters():
             parameter.requires_grad_(name in names)
@@ -280,18 +273,6 @@ class SelfAdaptation:
                     module.eval()
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA where it is available, else the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {name!r} cannot be used here: {reason}") from None
-
-
 def learning_rate(iteration: int, config: Config) -> float:
     """Linear warm-up over the first share of iterations, then a cosine down to zero."""
     warmup = config.warmup * config.iterations
@@ -299,32 +280,6 @@ def learning_rate(iteration: int, config: Config) -> float:
         return config.learning_rate * (iteration + 1) / math.ceil(warmup)
     progress = (iteration - warmup) / max(config.iterations - warmup, 1)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-
-
-def select_parameters(model: nn.Module, trainable: str) -> list[str]:
-    """Names of the parameters that adapt; those the model itself has frozen never do."""
-    free = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if trainable == "norm":
-        layers = [name for name, module in model.named_modules() if isinstance(module, _NORMS)]
-        chosen = [name for name in free if name.rpartition(".")[0] in layers]
-    elif trainable == "all":
-        chosen = free
-    else:
-        chosen = [name for name in free if re.search(trainable, name)]
-    if not chosen:
-        raise ConfigError(
-            f"trainable={trainable!r} selects no parameter of the network; its first are "
-            f"{', '.join(free[:3]) or 'all frozen'}."
-        )
-    return chosen
-
-
-def fingerprint(model: nn.Module) -> dict[str, str]:
-    """Shape and checksum of every tensor, to tell one network from another."""
-    return {
-        name: f"{tuple(tensor.shape)} {zlib.crc32(tensor.cpu().numpy().tobytes()):08x}"
-        for name, tensor in model.state_dict().items()
-    }
 
 
 def _refuse_difference(what: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

@@ -1,11 +1,11 @@
 """The shell: selfadapt demo | adapt | segment | evaluate | report | adapters."""
 
+import argparse
 import json
 import math
 import os
 import re
 import sys
-from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from importlib.util import find_spec
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         COMMANDS[name](rest)
     except SelfAdaptError as error:
         return _fail(str(error))
-    except ArgumentError as error:
+    except argparse.ArgumentError as error:
         return _fail(f"{error} (see: selfadapt {name} --help)")
     except KeyboardInterrupt:
         return _fail("interrupted; `selfadapt adapt ... --resume` goes on with an adaptation.", 130)
@@ -90,11 +90,10 @@ def _model_parser(command: str, words: Sequence[str]) -> tuple[ArgumentParser, t
 
 def _named_adapter(words: Sequence[str]) -> type[Adapter]:
     """The adapter that the words, their config file or their RUN folder name."""
-    early = ArgumentParser(exit_on_error=False, add_help=False)
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for flag in ("--adapter", "--model", "--config"):
-        early.add_argument(flag, type=str | None)
-    words = [word for word in words if word not in ("-h", "--help")]
-    known: Namespace = early.parse_known_args(words)[0]
+        early.add_argument(flag)
+    known, _ = early.parse_known_args(words)
     named = _read_config(known.config) if known.config else {}
     name, model = known.adapter or named.get("adapter"), known.model or named.get("model")
     if model and (Path(model) / ORIGIN).exists():
@@ -149,7 +148,7 @@ def _adapt(words: Sequence[str]) -> None:
     add("--out", type=str, required=True, help="RUN folder to write")
     add("--validation", type=str | None, help="held-out images (default: a share of the images)")
     add("--stop", type=Literal["embedding", "fn", "none"], default="embedding", help="criterion")
-    add("--threshold", type=float | None, help="of the criterion (default: 0.5; fn: 0.05)")
+    add("--tau", type=float | None, help="its threshold (default: 0.5; fn: 0.05)")
     add("--resume", action="store_true", help="go on with RUN, or start it")
     parser.add_class_arguments(Config)
     options = parser.parse_args(words)
@@ -163,7 +162,7 @@ def _adapt(words: Sequence[str]) -> None:
         options.images,
         validation=options.validation,
         config=Config(**{field.name: options[field.name] for field in fields(Config)}),
-        stop=_criterion(options.stop, options.threshold),
+        stop=_criterion(options.stop, options.tau),
         output_dir=directory,
         resume=options.resume,
         channel_axis=options.channel_axis,
@@ -181,11 +180,11 @@ def _registered_name(options: Namespace) -> str:
     return str(RunDirectory(options.model).read_json(ORIGIN)["adapter"])
 
 
-def _criterion(stop: str, threshold: float | None) -> Monitor | None:
+def _criterion(stop: str, tau: float | None) -> Monitor | None:
     if stop == "none":
         return None
     kind = EmbeddingDrift if stop == "embedding" else FalseNegativeRate
-    return kind() if threshold is None else kind(threshold)
+    return kind() if tau is None else kind(tau)
 
 
 def _segment(words: Sequence[str]) -> None:

@@ -1,15 +1,15 @@
 """The teacher: an exponential moving average of the student."""
 
-import copy
-
 import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from selfadapt._network import copy_network
+
 
 def make_teacher(student: nn.Module) -> nn.Module:
     """A frozen copy of the student, in eval mode for good."""
-    return copy.deepcopy(student).eval().requires_grad_(False)
+    return copy_network(student, next(student.parameters()).device, frozen=True)
 
 
 @torch.no_grad()

@@ -159,6 +159,7 @@ class AdapterTests:
     def test_forward_uses_the_model_it_is_given(self) -> None:
         """Student and teacher share the adapter, so forward must not use its own model."""
         adapter = self.make_adapter()
+        adapter.model.eval()
         images = self._batch(adapter)
         run = SelfAdaptation(adapter, self._config())
         with torch.no_grad():

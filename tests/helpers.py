@@ -82,6 +82,9 @@ def discs(seed: int, size: tuple[int, int] = (64, 80)) -> tuple[np.ndarray, np.n
     return (image + rng.normal(0, 5, size)).astype(np.float32), labels
 
 
+IMAGES = [discs(100 + k)[0] for k in range(6)]
+
+
 def config(**changes) -> Config:
     """Settings of a run of seconds."""
     small = {

@@ -12,9 +12,10 @@ from scipy import ndimage
 from test_heads import centre_vectors
 
 from selfadapt import Binary, Categorical, OutputSpec, Scalar, SelfAdaptation, Vector
-from selfadapt._adaptation import learning_rate, select_parameters
+from selfadapt._adaptation import learning_rate
 from selfadapt._augment import augment
 from selfadapt._losses import l2_sp, masked_mean
+from selfadapt._network import select_parameters
 from selfadapt._reliability import RunningThreshold, group_quantiles
 from selfadapt._teacher import make_teacher, update_teacher
 from selfadapt._views import view_votes

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from helpers import SmallAdapter, config, discs
+from helpers import IMAGES, SmallAdapter, config, discs
 
 from selfadapt import (
     CheckpointError,
@@ -33,8 +33,6 @@ from selfadapt import (
     write_report,
 )
 from selfadapt._rundir import RunDirectory
-
-IMAGES = [discs(100 + k)[0] for k in range(6)]
 
 
 def batches(count):
@@ -141,8 +139,7 @@ import sys
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(2)
-from helpers import trained_adapter, config
-from test_run import IMAGES
+from helpers import IMAGES, config, trained_adapter
 from selfadapt import adapt
 adapt(trained_adapter(), IMAGES, config=config(iterations=200, validate_every=4), stop=None,
       output_dir={out!r}, resume=True, progress=False)

@@ -1,6 +1,7 @@
 """The adapter for segmentation_models_pytorch and for networks that work alike."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import asdict
@@ -121,7 +122,8 @@ class SmpAdapter(Adapter):
             self.model.save_pretrained(path)
             (Path(path) / SIDECAR).write_text(json.dumps(self._options(), indent=2))
         elif self.scripted:
-            torch.jit.save(self.model, str(path))
+            with _torchscript_warnings_off():
+                torch.jit.save(self.model, str(path))
         else:
             torch.save(self.model.state_dict(), path)
 
@@ -202,6 +204,11 @@ def _input_channels(model: nn.Module) -> int | None:
     return None
 
 
+def _torchscript_warnings_off() -> "warnings.catch_warnings[None]":
+    """Torch deprecates TorchScript; whoever has such a file cannot act on that here."""
+    return warnings.catch_warnings(action="ignore", category=FutureWarning)
+
+
 def _open(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     if not path.exists():
         raise ModelError(
@@ -214,7 +221,8 @@ def _open(path: Path) -> tuple[nn.Module, dict[str, Any]]:
                 network = smp.from_pretrained(str(path))
             sidecar = path / SIDECAR
             return network, json.loads(sidecar.read_text()) if sidecar.exists() else {}
-        return torch.jit.load(str(path), map_location="cpu"), {}
+        with _torchscript_warnings_off():
+            return torch.jit.load(str(path), map_location="cpu"), {}
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.feature import peak_local_max
 from skimage.measure import label
-from skimage.morphology import remove_small_objects
-from skimage.segmentation import watershed
+from skimage.segmentation import relabel_sequential, watershed
 from torch import Tensor
 
 from selfadapt import Head
@@ -69,8 +68,9 @@ class Decode:
             instances = self._from_distance(maps["distance"][0], inside)
         else:
             instances = label(inside, connectivity=1)
-        kept = remove_small_objects(instances, max_size=max(self.min_size - 1, 0))
-        return np.asarray(kept, np.int32)
+        sizes = np.bincount(instances.ravel())
+        instances = np.where(sizes[instances] < self.min_size, 0, instances)
+        return np.asarray(relabel_sequential(instances)[0], np.int32)
 
     def _from_distance(self, distance: Map, inside: NDArray[np.bool_]) -> NDArray[np.int32]:
         distance = ndimage.gaussian_filter(distance, self.smoothing)

@@ -1,0 +1,256 @@
+"""The shell as a user meets it: results, files, and one line for each mistake."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import tifffile
+from helpers import discs
+
+from selfadapt import match
+from selfadapt._cli import main
+from selfadapt_smp import SmpAdapter
+
+QUICK = [
+    "--iterations", "4", "--batch_size", "2", "--crop", "64", "--views", "2",
+    "--validate_every", "2", "--device", "cpu",
+]  # fmt: skip
+DEMO = ["--adapter", "smp", "--model", "demo"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Images and masks of discs, in mixed formats."""
+    root = tmp_path_factory.mktemp("data")
+    (root / "images").mkdir()
+    (root / "masks").mkdir()
+    for k in range(4):
+        image, labels = discs(k, (96, 120))
+        image = np.clip(image + 20, 0, 255)
+        if k % 2:
+            iio.imwrite(root / "images" / f"cell_{k}.png", image.astype(np.uint8))
+        else:
+            tifffile.imwrite(root / "images" / f"cell_{k}.tif", (image * 99).astype(np.uint16))
+        iio.imwrite(root / "masks" / f"cell_{k}.png", labels.astype(np.uint16))
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    """A finished run of the bundled network."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    images = str(folder / "images")
+    assert main(["adapt", *DEMO, "--images", images, "--out", str(out), *QUICK]) == 0
+    return out
+
+
+def test_adapt_leaves_model_report_and_the_file_that_repeats_it(run, folder, tmp_path, capsys):
+    for name in ("model", "report.html", "run.yaml", "history.csv", "result.json"):
+        assert (run / name).exists()
+    again = tmp_path / "again"
+    assert main(["adapt", "--config", str(run / "run.yaml"), "--out", str(again)]) == 0
+    assert "Result: " in capsys.readouterr().out
+    assert (again / "history.csv").read_text() == (run / "history.csv").read_text()
+    first, second = (SmpAdapter.from_pretrained(str(r / "model")) for r in (run, again))
+    image, _ = discs(0, (96, 120))
+    np.testing.assert_array_equal(first.segment(image), second.segment(image))
+
+
+def test_segment_and_evaluate_agree_on_a_run(run, folder, tmp_path, capsys):
+    images, masks = str(folder / "images"), str(folder / "masks")
+    out, scores = tmp_path / "labels", tmp_path / "scores.json"
+    assert main(["segment", "--model", str(run), "--images", images, "--out", str(out)]) == 0
+    files = sorted(out.iterdir())
+    assert [f.name for f in files] == [f"cell_{k}.tif" for k in range(4)]
+    capsys.readouterr()
+    words = ["--model", str(run), "--images", images, "--masks", masks, "--json", str(scores)]
+    assert main(["evaluate", *words]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report == json.loads(scores.read_text())
+    counts = [
+        match(iio.imread(folder / "masks" / f"{f.stem}.png"), tifffile.imread(f))[0] for f in files
+    ]
+    pooled = sum(counts[1:], counts[0])
+    assert report["ap50"] == round(pooled.ap, 4)
+    assert report["ap50_image_mean"] == round(float(np.nanmean([c.ap for c in counts])), 4)
+    assert report["precision50"] == round(pooled.precision, 4)
+    assert list(report["ap"]) == [str(round(0.5 + 0.05 * k, 2)) for k in range(10)]
+    assert report["ap"]["0.5"] == report["ap50"]
+    assert (report["images"], report["instances"]) == (4, pooled.tp + pooled.fn)
+
+
+def test_options_of_the_adapter_are_flags(folder, capsys):
+    words = ["--images", str(folder / "images"), "--masks", str(folder / "masks")]
+    assert main(["evaluate", *DEMO, *words, "--min_size", "100000"]) == 0
+    assert json.loads(capsys.readouterr().out)["recall50"] == 0
+
+
+def test_resume_of_a_finished_run_changes_nothing(run, folder):
+    before = (run / "history.csv").read_text()
+    images = str(folder / "images")
+    words = ["adapt", *DEMO, "--images", images, "--out", str(run), *QUICK, "--resume"]
+    assert main(words) == 0
+    assert (run / "history.csv").read_text() == before
+
+
+def test_report_is_drawn_again(run, capsys):
+    (run / "report.html").unlink()
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert page.count("data:image/png") == 2  # curves, one held-out image
+    assert "views = 2" in page
+
+
+def test_adapters_lists_what_is_installed(capsys):
+    assert main(["adapters"]) == 0
+    assert "smp          ready" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["demo", "adapt", "segment", "evaluate", "report", "adapters"])
+def test_each_command_has_help(command, capsys):
+    model = [] if command in ("demo", "report", "adapters") else DEMO
+    with pytest.raises(SystemExit) as stopped:
+        main([command, *model, "--help"])
+    assert stopped.value.code == 0
+    assert "usage: selfadapt" in capsys.readouterr().out
+
+
+def test_help_of_all(capsys):
+    assert main(["--help"]) == 0
+    assert "evaluate" in capsys.readouterr().out
+
+
+def bad(root, name, **files):
+    """A folder of files with the given contents."""
+    folder = root / name
+    folder.mkdir()
+    for file, content in files.items():
+        path = folder / file.replace("_", ".")
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            tifffile.imwrite(path, content)
+    return str(folder)
+
+
+NOISE = np.random.default_rng(0).integers(0, 255, (80, 80)).astype(np.uint8)
+NAN = np.where(NOISE == 7, np.nan, NOISE).astype(np.float32)
+
+MISTAKES = [
+    ("no images", lambda p: [*DEMO, "--images", bad(p, "d")], "no images in"),
+    ("no folder", lambda p: [*DEMO, "--images", "absent"], "no file or folder 'absent'"),
+    ("unreadable", lambda p: [*DEMO, "--images", bad(p, "d", a_png=b"x")], "a.png cannot be read"),
+    (
+        "channels",
+        lambda p: [*DEMO, "--images", bad(p, "d", a_tif=np.dstack([NOISE] * 3))],
+        "a.tif has 3 channel(s), prepared 3, but the network takes 1",
+    ),
+    ("nan", lambda p: [*DEMO, "--images", bad(p, "d", a_tif=NAN)], "a.tif contains NaN"),
+    ("constant", lambda p: [*DEMO, "--images", bad(p, "d", a_tif=NOISE * 0)], "a.tif is constant"),
+    ("small", lambda p: [*DEMO, "--images", bad(p, "d", a_tif=NOISE[:20])], "at least 32 x 32"),
+    (
+        "masks",
+        lambda p: [*DEMO, "--images", bad(p, "d", a_tif=discs(0)[1].astype(np.uint16))],
+        "look like masks",
+    ),
+    (
+        "spec",
+        lambda p: [*DEMO, "--images", bad(p, "d", a_tif=NOISE), "--heads", "foreground"],
+        "the network gives 2 channels, the heads ask for 1 (foreground 1)",
+    ),
+    (
+        "decode",
+        lambda p: [*DEMO, "--images", bad(p, "d", a_tif=NOISE), "--heads", "distance,boundary",
+                   "--stop", "fn"],
+        "cannot decode instances",
+    ),
+    ("setting", lambda p: [*DEMO, "--images", bad(p, "d", a_tif=NOISE), "--views", "0"], "views=0"),
+    ("type", lambda p: [*DEMO, "--images", bad(p, "d", a_tif=NOISE), "--views", "x"], "views"),
+    ("option", lambda p: [*DEMO, "--images", bad(p, "d", a_tif=NOISE), "--nonse", "1"], "nonse"),
+    ("adapter", lambda p: ["--adapter", "none", "--model", "m", "--images", "i"], "installed are"),
+    ("no adapter", lambda p: ["--model", "demo", "--images", "i"], "--adapter is missing"),
+    ("model", lambda p: ["--adapter", "smp", "--model", "x", "--images", "i"], "no model 'x'"),
+    ("config", lambda p: ["--config", str(p / "absent.yaml")], "absent.yaml"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES]
+)
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, words, message):
+    out = tmp_path / "out"
+    code = main(["adapt", *QUICK, *words(tmp_path), "--out", str(out)])
+    captured = capsys.readouterr()
+    assert code == 2
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda run: (run / "checkpoint.pt").write_bytes(b"garbage"), "damaged"),
+        (lambda run: (run / "config.json").write_text("{}"), "holds a run with"),
+    ],
+)
+def test_resuming_a_damaged_run_is_a_mistake(run, folder, tmp_path, capsys, change, message):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    change(copy)
+    words = ["--images", str(folder / "images"), "--out", str(copy), *QUICK, "--resume"]
+    assert main(["adapt", *DEMO, *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_another_run_in_the_folder_is_a_mistake(run, folder, capsys):
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    words = ["--images", str(folder / "images"), "--out", str(run), *QUICK]
+    assert main(["adapt", *DEMO, *words]) == 2
+    assert "holds another run" in capsys.readouterr().err
+    assert before == {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["evaluate", *DEMO, "--images", "{images}", "--masks", "{empty}"], "no images in"),
+        (["evaluate", *DEMO, "--images", "{masks}", "--masks", "{one}"], "no mask in"),
+        (["segment", *DEMO, "--images", "{images}", "--out", "{done}"], "exists already"),
+        (["report", "{empty}"], "is no run"),
+        (
+            ["segment", "--model", "{unfinished}", "--images", "{images}", "--out", "x"],
+            "not finished",
+        ),
+        (["nonsense"], "there is no command 'nonsense'"),
+    ],
+)
+def test_mistakes_of_the_other_commands(folder, tmp_path, capsys, words, message):
+    places = {name: tmp_path / name for name in ("empty", "one", "done", "unfinished")}
+    for place in places.values():
+        place.mkdir()
+    tifffile.imwrite(places["one"] / "other.tif", discs(0)[1].astype(np.uint16))
+    tifffile.imwrite(places["done"] / "cell_0.tif", NOISE)
+    (places["unfinished"] / "adapter.json").write_text('{"adapter": "smp", "options": {}}')
+    places |= {"images": folder / "images", "masks": folder / "masks"}
+    assert main([word.format(**places) for word in words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_the_installed_command_exits_with_2_and_without_a_traceback(tmp_path):
+    command = [sys.executable, "-c", "from selfadapt._cli import main; raise SystemExit(main())"]
+    done = subprocess.run(
+        [*command, "adapt", *DEMO, "--images", str(tmp_path), "--out", str(tmp_path / "o")],
+        capture_output=True, text=True, env=os.environ, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("selfadapt: no images in")
+    assert done.stderr.count("\n") == 1

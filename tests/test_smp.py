@@ -1,0 +1,289 @@
+"""The SMP adapter: real SMP networks, TorchScript, plain modules, a third party's network."""
+
+import warnings
+
+import numpy as np
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from helpers import IMAGES, SHARED, SmallNet, config, discs, needs_shared
+from torch import nn
+from torch.nn import functional
+
+from selfadapt import (
+    Binary,
+    Categorical,
+    EmbeddingDrift,
+    FalseNegativeRate,
+    ModelError,
+    OutputError,
+    OutputSpec,
+    Rays,
+    Scalar,
+    adapt,
+    match,
+)
+from selfadapt.testing import AdapterTests
+from selfadapt_smp import Decode, SmpAdapter
+
+
+def unet(classes: int, **options) -> nn.Module:
+    torch.manual_seed(0)
+    return smp.Unet(
+        "tu-test_efficientnet", encoder_weights=None, in_channels=1, classes=classes,
+        decoder_channels=(16, 16, 16, 8, 8), **options,
+    ).eval()  # fmt: skip
+
+
+class TestForeground(AdapterTests):
+    heads = "foreground"
+
+    def make_adapter(self):
+        classes = sum(head.channels for head in SmpAdapter(unet(1), self.heads).outputs.values())
+        return SmpAdapter(unet(classes), self.heads)
+
+    def load(self, path):
+        return SmpAdapter.from_pretrained(str(path))
+
+
+class TestForegroundBoundary(TestForeground):
+    heads = "foreground,boundary"
+
+
+class TestForegroundDistance(TestForeground):
+    heads = "foreground,distance"
+
+
+class TestClasses(TestForeground):
+    heads = "classes:3"
+
+
+class TestTorchScript(AdapterTests):
+    def make_adapter(self):
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            scripted = torch.jit.trace(unet(2), torch.rand(1, 1, 64, 64))
+        return SmpAdapter(scripted, "foreground,distance")
+
+    def load(self, path):
+        return SmpAdapter.from_pretrained(str(path), heads="foreground,distance")
+
+
+class TestPlainModule(AdapterTests):
+    def make_adapter(self):
+        torch.manual_seed(0)
+        spec = OutputSpec(p=Binary(), d=Scalar(2))
+        return SmpAdapter(SmallNet(), spec, embedding="bottleneck", size_multiple=2)
+
+    def load(self, path):
+        adapter = self.make_adapter()
+        adapter.model.load_state_dict(torch.load(path))
+        return adapter
+
+
+@pytest.mark.parametrize("architecture", ["Unet", "UnetPlusPlus", "FPN", "MAnet", "DeepLabV3Plus"])
+def test_other_architectures_adapt(architecture):
+    torch.manual_seed(0)
+    model = getattr(smp, architecture)("resnet18", encoder_weights=None, in_channels=1, classes=2)
+    adapter = SmpAdapter(model, "foreground,distance")
+    result = adapt(
+        adapter, [discs(0)[0]], config=config(iterations=2, batch_size=1, views=2), stop=None,
+        progress=False,
+    )  # fmt: skip
+    assert result.iteration == 2
+    assert 0 < result.history[-1]["d_emb"] <= 2
+
+
+def test_a_classification_output_beside_the_masks_is_left_aside():
+    model = unet(1, aux_params={"classes": 4})
+    adapter = SmpAdapter(model, "foreground")
+    assert adapter.forward(model, torch.rand(1, 1, 64, 64))["foreground"].shape == (1, 1, 64, 64)
+
+
+@pytest.mark.parametrize(
+    "heads", ["foreground", "foreground,boundary", "foreground,distance", "classes:3"]
+)
+def test_each_recipe_finds_the_objects_that_perfect_outputs_show(heads):
+    from scipy import ndimage
+    from skimage.segmentation import find_boundaries
+
+    labels = np.zeros((60, 80), np.int32)
+    for number, (y, x) in enumerate([(15, 15), (15, 33), (40, 30), (42, 60)], 1):
+        rows, columns = np.mgrid[:60, :80]
+        labels[(rows - y) ** 2 + (columns - x) ** 2 < 81] = number
+    distance = np.zeros((60, 80))
+    for number in range(1, 5):
+        distance += ndimage.distance_transform_edt(labels == number) / 9
+    inside, edge = labels > 0, find_boundaries(labels, mode="inner")
+    logit = lambda mask: torch.from_numpy(np.where(mask, 5.0, -5.0).astype(np.float32))[None]  # noqa: E731
+    maps = {
+        "foreground": logit(inside),
+        "boundary": logit(edge),
+        "distance": torch.from_numpy(distance.astype(np.float32))[None],
+        "classes": torch.cat([logit(~inside), logit(inside & ~edge), logit(edge)]),
+    }
+    adapter = SmpAdapter(unet(1), heads)
+    found = adapter.decode({name: maps[name] for name in adapter.outputs})
+    counts = match(labels, found, (0.7,))[0]
+    if heads == "foreground":  # two discs touch: components cannot part them
+        labels = ndimage.label(inside)[0]
+        counts = match(labels, found, (0.7,))[0]
+    assert (counts.tp, counts.fp, counts.fn) == (labels.max(), 0, 0)
+
+
+def test_small_objects_are_dropped_and_nan_does_not_crash():
+    outputs = {"foreground": torch.full((1, 20, 20), -5.0)}
+    outputs["foreground"][0, 2:4, 2:4] = 5
+    outputs["foreground"][0, 10:15, 10:15] = 5
+    spec = OutputSpec(foreground=Binary())
+    assert Decode(min_size=5)(outputs, spec).max() == 1
+    assert Decode(min_size=1)(outputs, spec).max() == 2
+    outputs["foreground"][:] = torch.nan
+    assert Decode()(outputs, spec).max() == 0
+
+
+def test_heads_without_a_recipe_need_a_function():
+    spec = OutputSpec(dist=Rays(8), prob=Binary())
+    adapter = SmpAdapter(unet(9), spec)
+    assert not adapter.can_decode
+    with pytest.raises(ModelError, match=r"no recipe from the heads \['dist', 'prob'\]"):
+        adapter.decode({})
+    own = SmpAdapter(unet(9), spec, decode=lambda outputs, heads: np.ones((4, 4), np.int32))
+    assert own.decode({}).max() == 1
+
+
+def test_probabilities_are_told_apart_from_logits():
+    adapter = SmpAdapter(unet(1, activation="sigmoid"), OutputSpec(foreground=Binary(logits=False)))
+    p = adapter.forward(adapter.model, torch.rand(1, 1, 64, 64))["foreground"].detach()
+    assert 0 <= float(p.min()) <= float(p.max()) <= 1
+    result = adapt(adapter, IMAGES[:2], config=config(iterations=4), stop=None, progress=False)
+    assert result.iteration == 4
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: SmpAdapter(SmallNet(), "foreground"), ModelError, "no layer 'encoder'.*stem"),
+        (lambda: SmpAdapter(unet(1), "nuclei"), OutputError, "head 'nuclei' is not known"),
+        (lambda: SmpAdapter(unet(1), "foreground,foreground"), OutputError, "named twice"),
+        (lambda: SmpAdapter.from_pretrained("absent"), ModelError, "there is no model 'absent'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_files_of_other_kinds_are_refused(tmp_path):
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "state.pt")
+    with pytest.raises(ModelError, match="neither a folder of SMP's save_pretrained nor"):
+        SmpAdapter.from_pretrained(str(tmp_path / "state.pt"), heads="foreground")
+    with pytest.raises(ModelError, match="neither a folder"):
+        SmpAdapter.from_pretrained(str(tmp_path), heads="foreground")
+
+
+def test_a_folder_of_smp_alone_asks_for_the_heads(tmp_path):
+    unet(1).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="--heads foreground,distance"):
+        SmpAdapter.from_pretrained(str(tmp_path))
+    assert list(SmpAdapter.from_pretrained(str(tmp_path), heads="foreground").outputs) == [
+        "foreground"
+    ]
+
+
+def test_what_is_saved_opens_in_unmodified_smp(tmp_path):
+    adapter = SmpAdapter(unet(2), "foreground,distance")
+    adapter.save(tmp_path)
+    reopened = smp.from_pretrained(tmp_path)
+    for name, tensor in adapter.model.state_dict().items():
+        assert torch.equal(tensor, reopened.state_dict()[name]), name
+
+
+def test_the_options_of_a_saved_folder_come_back(tmp_path):
+    adapter = SmpAdapter(
+        unet(3), OutputSpec(classes=Categorical(3, logits=False)), normalize="standard",
+        gray="inverted", decode=Decode(threshold=0.3, min_size=4),
+    )  # fmt: skip
+    adapter.save(tmp_path)
+    again = SmpAdapter.from_pretrained(str(tmp_path), min_size=9)
+    assert repr(again.outputs) == repr(adapter.outputs)
+    assert (again.normalize, again.gray) == ("standard", "inverted")
+    assert again._decode == Decode(threshold=0.3, min_size=9)
+
+
+def test_the_bundled_network_segments_the_image_of_the_stardist_package():
+    from stardist.data import test_image_nuclei_2d
+
+    image, labels = test_image_nuclei_2d(return_mask=True)
+    adapter = SmpAdapter.from_pretrained("demo")
+    assert match(labels, adapter.segment(image))[0].ap > 0.7
+
+
+class BroadUNet(nn.Module):
+    """UNet2DNucleiBroad as its licence file describes it, under its own tensor names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def block(inputs: int, outputs: int) -> nn.Sequential:
+            return nn.Sequential(
+                nn.Conv2d(inputs, outputs, 3, padding=1),
+                nn.Conv2d(outputs, outputs, 3, padding=1),
+                nn.ReLU(),
+            )
+
+        def up(inputs: int, outputs: int) -> nn.Sequential:
+            doubled = nn.Upsample(scale_factor=2, mode="bilinear")
+            return nn.Sequential(doubled, nn.Conv2d(inputs, outputs, 1))
+
+        widths = [16, 32, 64]
+        self.encoders = nn.ModuleList(block(a, b) for a, b in zip([1, 16, 32], widths, strict=True))
+        self.base = block(64, 128)
+        self.decoders = nn.ModuleList(block(2 * w, w) for w in reversed(widths))
+        self.upsamplers = nn.ModuleList(up(2 * w, w) for w in reversed(widths))
+        self.output = nn.Conv2d(16, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        skips = []
+        for level in self.encoders:
+            x = level(x)
+            skips.append(x)
+            x = functional.max_pool2d(x, 2)
+        x = self.base(x)
+        for up, level in zip(self.upsamplers, self.decoders, strict=True):
+            x = level(torch.cat([skips.pop(), up(x)], 1))
+        return self.output(x).sigmoid()
+
+
+@needs_shared
+def test_a_third_partys_torchscript_network_predicts_as_its_authors_say_and_adapts():
+    folder = SHARED / "models" / "unet2d_nuclei_broad"
+    adapter = SmpAdapter.from_pretrained(
+        str(folder / "weights_abe6.pt"), heads="foreground", activated=True, normalize="standard",
+        size_multiple=8,
+    )  # fmt: skip
+    assert adapter.channels == 1
+    given = np.load(folder / "test_input.npy").reshape(1, 512, 512)
+    expected = np.load(folder / "test_output.npy").reshape(512, 512)
+    with torch.no_grad():
+        prepared = torch.from_numpy(adapter.prepare(given))[None]
+        got = adapter.forward(adapter.model, prepared)["foreground"][0, 0]
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    settings = config(iterations=4, crop=64)
+    result = adapt(adapter, given, config=settings, stop=FalseNegativeRate(0.9), progress=False)
+    assert result.iteration == 4
+
+
+@needs_shared
+def test_the_same_network_as_a_plain_module_has_a_bottleneck():
+    folder = SHARED / "models" / "unet2d_nuclei_broad"
+    weights = np.load(folder / "unet2d_nuclei_broad.npz")
+    model = BroadUNet()
+    model.load_state_dict({name: torch.from_numpy(weights[name]) for name in weights.files})
+    adapter = SmpAdapter(
+        model, OutputSpec(foreground=Binary(logits=False)), embedding="base", size_multiple=8,
+        normalize="standard",
+    )  # fmt: skip
+    given = np.load(folder / "test_input.npy").reshape(1, 512, 512)
+    settings = config(iterations=4, crop=64)
+    result = adapt(adapter, given, config=settings, stop=EmbeddingDrift(1.9), progress=False)
+    assert result.history[-1]["d_emb"] > 0
