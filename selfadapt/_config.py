@@ -57,11 +57,11 @@ class Config:
     Raises:
         ConfigError: a value is out of range; the message names it.
 
-    >>> Config(views=4).views
-    4
+    >>> Config(views=8).views
+    8
     """
 
-    iterations: int = 600
+    iterations: int = 400
     batch_size: int = 8
     crop: int = 128
     learning_rate: float = 1e-4
@@ -70,7 +70,7 @@ class Config:
     gradient_clip: float | None = None
     trainable: str = "all"
     batch_norm: Literal["frozen", "batch"] = "frozen"
-    views: int = 8
+    views: int = 4
     targets: Literal["soft", "hard"] = "soft"
     mask: bool = True
     keep_classification: float = 0.8
@@ -87,7 +87,7 @@ class Config:
     blur: float = 1.0
     noise: float = 0.5
     export: Literal["student", "teacher"] = "teacher"
-    validate_every: int = 50
+    validate_every: int = 25
     validation_share: float = 0.1
     validation_images: int = 12
     validation_size: int = 512

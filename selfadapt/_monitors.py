@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from selfadapt._adapter import Adapter
 
 
+DOUBT_IMAGES, DOUBT_SIDE = 4, 256
+"""All views of that many held-out images, at most so large, go into the diagnostics."""
+
+
 class Monitor(ABC):
     """A label-free number over held-out target images that compares a model with the initial one.
 
@@ -210,19 +214,20 @@ class Validation:
 
     @torch.inference_mode()
     def _doubts(self, model: nn.Module) -> dict[str, float]:
-        """Mean doubt per head over the square centres of the images."""
-        multiple, sizes = self._adapter.size_multiple, [min(i.shape[-2:]) for i in self.images]
-        side = self._adapter.fixed_size or min(sizes) // multiple * multiple
+        """Mean doubt per head over the square centres of the first images."""
+        images, multiple = self.images[:DOUBT_IMAGES], self._adapter.size_multiple
+        smallest = min(DOUBT_SIDE, *(min(image.shape[-2:]) for image in images))
+        side = self._adapter.fixed_size or max(smallest // multiple, 1) * multiple
         spec, device = self._adapter.outputs, next(model.parameters()).device
         sums = dict.fromkeys(spec, 0.0)
         with evaluating(model):
-            for image in self.images:
+            for image in images:
                 crop = pad_far_side(centre_crop(image, side), (side, side))[None].to(device)
                 votes = view_votes(
                     lambda views: self._adapter.forward(model, views), crop, spec, spec.symmetries
                 )
                 for name, vote in votes.items():
-                    sums[name] += float(spec[name].doubt(vote)[0].mean()) / len(self.images)
+                    sums[name] += float(spec[name].doubt(vote)[0].mean()) / len(images)
         return {f"doubt_{name}": value for name, value in sums.items()}
 
 
