@@ -45,7 +45,7 @@ class CellposeSized(Adapter):
 
 
 def floor_step(run: SelfAdaptation, config: Config) -> Callable[[Tensor], None]:
-    """The models alone: no views moved, no statistics, no masks, no augmentation, no L2-SP, no EMA."""
+    """The models alone: no view is moved, no mask, no augmentation, no L2-SP, no EMA."""
     adapter, trained = run.adapter, run.parameters()
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate)
 

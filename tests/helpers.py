@@ -14,7 +14,7 @@ from selfadapt import Adapter, Binary, Config, OutputSpec, Vector
 SHARED = Path(os.environ.get("SELFADAPT_DATA", Path(__file__).parents[2] / "shared"))
 needs_shared = pytest.mark.skipif(
     not (SHARED / "data").is_dir(),
-    reason="needs the data folder that SELFADAPT_DATA names (docs/contributing.md)",
+    reason="needs the data folder that SELFADAPT_DATA names (CONTRIBUTING.md)",
 )
 
 

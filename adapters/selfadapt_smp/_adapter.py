@@ -26,7 +26,8 @@ from selfadapt import (
 from selfadapt_smp._decode import Decode
 from selfadapt_smp._names import head_names, parse_heads
 
-DEMO = Path(__file__).with_name("demo_model")
+DEMO_MODEL = Path(__file__).with_name("demo_model")
+"""Folder of the bundled network, as SMP's `save_pretrained` lays it out."""
 SIDECAR = "selfadapt.json"
 """Beside SMP's own files: what SMP's format does not say (heads, normalisation, decoding)."""
 
@@ -184,7 +185,7 @@ class SmpAdapter(Adapter):
             for name, value in locals().items()
             if name not in ("cls", "model", "__class__") and value is not None
         }
-        network, options = _open(DEMO if model == "demo" else Path(model))
+        network, options = _open(DEMO_MODEL if model == "demo" else Path(model))
         options |= given
         if "heads" not in options:
             raise ModelError(
