@@ -31,7 +31,7 @@ def demo_image() -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     return photons.astype(np.float32), labels.astype(np.int32)
 
 
-def run_demo(out: str | Path) -> None:
+def run_demo(out: str | Path, iterations: int = 200) -> None:
     """Adapt the bundled network to the demo image; write run and report to the folder `out`."""
     image, labels = demo_image()
     adapter = load_adapter("smp").from_pretrained("demo")
@@ -42,7 +42,7 @@ def run_demo(out: str | Path) -> None:
         "Adapting without labels; this takes a few minutes on a CPU ...",
         flush=True,
     )
-    config = Config(iterations=200, validate_every=10)
+    config = Config(iterations=iterations, validate_every=10)
     result = adapt(adapter, image, config=config, output_dir=out)
     before = match(labels, adapter.segment(image))[0]
     after = match(labels, result.adapter.segment(image))[0]

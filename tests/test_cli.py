@@ -14,6 +14,7 @@ from helpers import discs
 
 from selfadapt import match
 from selfadapt._cli import main
+from selfadapt._demo import run_demo
 from selfadapt_smp import SmpAdapter
 
 QUICK = [
@@ -118,6 +119,17 @@ def test_each_command_has_help(command, capsys):
         main([command, *model, "--help"])
     assert stopped.value.code == 0
     assert "usage: selfadapt" in capsys.readouterr().out
+
+
+def test_the_demo_prints_scores_and_writes_its_report(tmp_path, capsys):
+    run_demo(tmp_path / "demo", iterations=2)
+    out = capsys.readouterr().out
+    assert "Before   AP 0." in out
+    assert "After    AP 0." in out
+    assert "Stopped  " in out
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert "Before   AP 0." in page
+    assert page.count("<img") == 2
 
 
 def test_help_of_all(capsys):
