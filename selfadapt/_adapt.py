@@ -1,17 +1,18 @@
 """One call from images to an adapted model."""
 
 import math
-import os
 import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tifffile
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -19,10 +20,10 @@ from selfadapt._adaptation import SelfAdaptation, Stop
 from selfadapt._adapter import Adapter
 from selfadapt._config import Config
 from selfadapt._crops import Crops
-from selfadapt._errors import ConfigError
-from selfadapt._images import LazyImage, open_images
+from selfadapt._errors import ConfigError, ImageError
+from selfadapt._images import LazyImage, open_images, refuse_masks
 from selfadapt._monitors import EmbeddingDrift, Monitor, Validation, centre_crop
-from selfadapt._network import copy_network
+from selfadapt._network import copy_network, is_finite
 from selfadapt._predict import predict
 from selfadapt._prepare import prepare
 from selfadapt._rundir import Row, RunDirectory
@@ -69,17 +70,17 @@ class AdaptationResult:
 
         Args:
             at: an iteration out of `snapshots`, or a monitor such as `EmbeddingDrift(0.3)`: the
-                last snapshot before its threshold was exceeded.
+                last snapshot before its threshold was exceeded, by what the run has measured.
         """
         if isinstance(at, Monitor):
-            iteration = 0
-            for row in self.history:
-                if row.get(at.name, -math.inf) > at.threshold:
-                    break
-                if at.name in row:
-                    iteration = int(row["iteration"])
-            at = iteration
-        return _with_snapshot(self.adapter, self.directory, at)
+            looks = [row for row in self.history if math.isfinite(row.get(at.name, math.nan))]
+            if not looks:
+                raise ConfigError(f"{at!r} was not measured in this run; give an iteration.")
+            name, limit = at.name, at.threshold
+            held = takewhile(lambda row: row[name] <= limit, looks)
+            at = max((int(row["iteration"]) for row in held), default=0)
+        device = next(self.adapter.model.parameters()).device
+        return _with_snapshot(self.adapter, self.directory, at, device)
 
 
 def adapt(
@@ -104,7 +105,8 @@ def adapt(
         adapter: the trained model.
         images: what to adapt to, any source that `open_images` takes.
         validation: held-out images, any such source. By default a seeded share of `images`
-            (`config.validation_share`) is held back; a single image serves for both.
+            (`config.validation_share`) is held back; a single image serves for both. Of given
+            ones, the first `config.validation_images` are used.
         config: all settings.
         stop: `EmbeddingDrift(threshold)`, `FalseNegativeRate(threshold)`, any callable
             `stop(run, info) -> bool` that is asked at each validation point, or None.
@@ -114,15 +116,18 @@ def adapt(
         progress: whether a progress bar is shown.
 
     Raises:
-        SelfAdaptError: bad images, settings, model or folder; before any training.
+        SelfAdaptError: bad settings, model or folder, or bad images among the held-out ones and
+            the first 256, before any training; a later image when it is read (`resume` goes on).
     """
     config = config or Config()
-    sources: Sequence[LazyImage] = open_images(images, channel_axis=channel_axis)
+    directory = _open_directory(output_dir)
+    directory.check(config, resume=resume)
+    sources = _windows_of(images, channel_axis)
     if validation is None:
         sources, held_out = hold_out(sources, config)
     else:
-        held_out = open_images(validation, channel_axis=channel_axis)
-        held_out = held_out[: config.validation_images]
+        held_out = _windows_of(validation, channel_axis)[: config.validation_images]
+        refuse_masks(held_out)
     if resume and output_dir is None:
         raise ConfigError("resume=True needs output_dir, the folder of the run to go on with.")
     crops = Crops(adapter, sources, config)
@@ -134,12 +139,23 @@ def adapt(
         [_validation_image(adapter, source, config) for source in held_out],
         [stop] if isinstance(stop, Monitor) else [],
     )
-    directory = _open_directory(output_dir)
-    directory.start(config, resume=resume)
+    data = {"images": sorted(map(str, sources)), "held_out": sorted(map(str, held_out))}
+    directory.start(config, data)
     history, verdict = _train(run, crops, looks, stop, directory, progress=progress)
-    adapted = _with_snapshot(adapter, directory, verdict.iteration)
+    adapted = _with_snapshot(adapter, directory, verdict.iteration, run.device)
     if output_dir is not None:
-        _export(adapter, adapted, looks.images, held_out, directory, verdict)
+        shown = [str(source) for source in held_out]
+        before = adapter.with_model(run.initial)
+        _export(before, adapted, looks.images, directory)
+        directory.write_json(
+            "result.json",
+            {
+                "iteration": verdict.iteration,
+                "reason": verdict.reason,
+                "thresholds": {stop.name: stop.threshold} if isinstance(stop, Monitor) else {},
+                "held_out": shown,
+            },
+        )
     return AdaptationResult(adapted, verdict.iteration, verdict.reason, history, directory)
 
 
@@ -153,16 +169,27 @@ def _open_directory(output_dir: str | Path | RunDirectory | None) -> RunDirector
     return directory
 
 
+def _windows_of(images: Any, channel_axis: int | None) -> Sequence[LazyImage]:
+    listed = open_images(images, channel_axis=channel_axis)
+    return [window for image in listed for window in image.windows()]
+
+
 def hold_out(
     sources: Sequence[LazyImage], config: Config
 ) -> tuple[Sequence[LazyImage], Sequence[LazyImage]]:
-    """Split into training and held-out images, by `config.seed`; a single image serves as both."""
+    """Split into training and held-out images, by `config.seed`; a single image serves as both.
+
+    Blank windows of large images are not held out.
+    """
     if len(sources) == 1:
         return sources, sources
     wanted = max(1, round(config.validation_share * len(sources)))
     count = min(wanted, config.validation_images, len(sources) - 1)
-    order = np.random.default_rng(config.seed).permutation(len(sources))
-    held_out = set(order[:count].tolist())
+    order = np.random.default_rng(config.seed).permutation(len(sources)).tolist()
+    seeing = (i for i in order if not (sources[i].is_window and np.ptp(sources[i].read()) == 0))
+    held_out = set(islice(seeing, count))
+    if not held_out:
+        raise ImageError("all windows of the image are blank: there is nothing to adapt to.")
     return (
         [source for i, source in enumerate(sources) if i not in held_out],
         [source for i, source in enumerate(sources) if i in held_out],
@@ -170,7 +197,8 @@ def hold_out(
 
 
 def _validation_image(adapter: Adapter, source: LazyImage, config: Config) -> Tensor:
-    return centre_crop(prepare(adapter, source.read(), source.name), config.validation_size)
+    image = prepare(adapter, source.read(), str(source))
+    return centre_crop(image, config.validation_size).clone()  # not a view that keeps all of it
 
 
 def _train(
@@ -211,10 +239,12 @@ def _train(
             shown |= {name: row[name] for name in _SHOWN if name in row}
             bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()})
             if look:
-                directory.save_snapshot(run.iteration, run.exported)
+                verdict = _judge(run, history, stop)
+                if is_finite(run.exported):  # safe to go back to
+                    directory.save_snapshot(run.iteration, run.exported)
                 directory.write_history(history)
                 directory.save_checkpoint(run.state_dict())
-                if verdict := _judge(run, history, stop):
+                if verdict:
                     return history, verdict
     raise AssertionError("the last iteration always gives a verdict")
 
@@ -225,55 +255,44 @@ _SHOWN = ("loss", "kept", "fn_rate", "d_emb")
 def _judge(run: SelfAdaptation, history: list[Row], stop: Stop | None) -> Verdict | None:
     """What the newest row means; None: go on."""
     now = history[-1]
-    if not math.isfinite(now["loss"]):
-        return Verdict(0, "the loss is not finite any more; the initial weights are kept")
+    doubts = [value for name, value in now.items() if name.startswith("doubt_")]
+    if not (all(map(math.isfinite, [now["loss"], *doubts])) and is_finite(run.exported)):
+        return Verdict(0, "loss, weights or predictions are not finite; the initial ones are kept")
     if now["kept"] == 0:
         return Verdict(0, "the masks keep no pixel any more; the initial weights are kept")
     if now.get("instances") == 0:
         return Verdict(0, "no instance is left; the initial weights are kept")
     at = int(now["iteration"])
     if stop is not None and stop(run, now):
-        earlier = [int(row["iteration"]) for row in history[:-1] if "d_emb" in row]
+        earlier = (at - 1) // run.config.validate_every * run.config.validate_every
         name = f"{stop!r} at {now[stop.name]:.3f}" if isinstance(stop, Monitor) else "stop"
-        kept = f"the weights of iteration {earlier[-1]}" if earlier[-1] else "the initial weights"
-        return Verdict(earlier[-1], f"{name} tripped at iteration {at}; {kept} are kept")
+        kept = f"the weights of iteration {earlier}" if earlier else "the initial weights"
+        return Verdict(earlier, f"{name} tripped at iteration {at}; {kept} are kept")
     if at == run.config.iterations:
         return Verdict(at, f"all {at} iterations are done and no criterion tripped")
     return None
 
 
-def _with_snapshot(adapter: Adapter, directory: RunDirectory, iteration: int) -> Adapter:
-    model = copy_network(adapter.model, next(adapter.model.parameters()).device).eval()
+def _with_snapshot(
+    adapter: Adapter, directory: RunDirectory, iteration: int, device: torch.device
+) -> Adapter:
+    model = copy_network(adapter.model, device).eval()
     model.load_state_dict(directory.load_snapshot(iteration))
     return adapter.with_model(model)
 
 
 def _export(
-    adapter: Adapter,
-    adapted: Adapter,
-    images: Sequence[Tensor],
-    sources: Sequence[LazyImage],
-    directory: RunDirectory,
-    verdict: Verdict,
+    before: Adapter, after: Adapter, images: Sequence[Tensor], directory: RunDirectory
 ) -> None:
     """Write the model in its native format, and what the report shows."""
-    if not directory.model.exists():
-        partial = directory.path / "model.partial"
-        adapted.save(partial)
-        os.replace(partial, directory.model)
-    examples = directory.path / "examples"
-    examples.mkdir(exist_ok=True)
-    for index, image in enumerate(images[:EXAMPLES]):
-        tifffile.imwrite(examples / f"{index}-image.tif", image.numpy(), metadata={"axes": "CYX"})
-        for when, one in (("before", adapter), ("after", adapted)):
-            instances = predict(one, one.model, image).instances
-            if instances is not None:
-                tifffile.imwrite(examples / f"{index}-{when}.tif", instances)
-    directory.write_json(
-        "result.json",
-        {
-            "iteration": verdict.iteration,
-            "reason": verdict.reason,
-            "held_out": [source.name for source in sources],
-        },
-    )
+    with directory.replacing("model") as partial:
+        after.save(partial)
+    with directory.replacing("examples") as partial:
+        partial.mkdir()
+        for index, image in enumerate(images[:EXAMPLES]):
+            axes = {"axes": "CYX"}
+            tifffile.imwrite(partial / f"{index}-image.tif", image.numpy(), metadata=axes)
+            for when, adapter in (("before", before), ("after", after)):
+                instances = predict(adapter, adapter.model, image).instances
+                if instances is not None:
+                    tifffile.imwrite(partial / f"{index}-{when}.tif", instances)

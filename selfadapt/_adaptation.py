@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor, nn
 from selfadapt._adapter import Adapter
 from selfadapt._augment import augment
 from selfadapt._config import Config
-from selfadapt._errors import CheckpointError, ImageError
+from selfadapt._errors import CheckpointError, ConfigError, ImageError
 from selfadapt._losses import l2_sp, masked_mean
-from selfadapt._monitors import Validation
+from selfadapt._monitors import Monitor, Validation
 from selfadapt._network import copy_network, fingerprint, pick_device, select_parameters
 from selfadapt._reliability import RunningThreshold
 from selfadapt._teacher import make_teacher, update_teacher
@@ -57,13 +58,14 @@ class SelfAdaptation:
             parameter.requires_grad_(name in names)
         self.teacher = make_teacher(self.student)
         start = dict(self.initial.named_parameters())
+        self._fingerprint = fingerprint(self.initial)
         self._anchors = [start[name] for name in names]
         self.iteration = 0
         self.symmetries = adapter.outputs.symmetries
         self.thresholds = {
             name: RunningThreshold(
                 head.groups,
-                head.settings(config)[1],
+                head.kept_share(config),
                 config.keep_floor,
                 config.mask_momentum,
                 self.device,
@@ -103,16 +105,14 @@ class SelfAdaptation:
         labels, masks = self._pseudo_labels(images)
         # dropout and the like draw from a stream of their own: a resumed run repeats it, and the
         # caller's random state is untouched
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(self._draw_seed())
+        with self._own_random_state():
             self._set_training()
             raw = self._forward(self.student, augment(images, self.config, self._generator))
         total = images.new_zeros(())
         info = {}
         for name, head in self.adapter.outputs.items():
             term = masked_mean(head.loss(raw[name], labels[name]), masks[name])
-            total = total + head.settings(self.config)[0] * term
+            total = total + head.coefficient(self.config) * term
             info[f"loss_{name}"] = term.detach()
             info[f"kept_{name}"] = masks[name].float().mean()
         info["kept"] = torch.stack([info[f"kept_{name}"] for name in labels]).mean()
@@ -172,7 +172,15 @@ class SelfAdaptation:
         """Step through `batches` until `stop(run, info)` is true; return the figures of all steps.
 
         Monitors such as `EmbeddingDrift()` look at what `validation` has measured.
+
+        Raises:
+            ConfigError: `stop` is a monitor, and `validation` does not measure it.
         """
+        measured = [monitor.name for monitor in validation.monitors] if validation else []
+        if isinstance(stop, Monitor) and stop.name not in measured:
+            raise ConfigError(
+                f"{stop!r} would never stop: give validation=Validation(...) that measures it."
+            )
         history = []
         for info in self.iterate(batches, validation):
             history.append({name: float(value) for name, value in info.items()})
@@ -181,11 +189,15 @@ class SelfAdaptation:
         return history
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs to go on bit for bit, but the initial weights."""
+        """Everything that a resumed run needs to go on bit for bit, but the initial weights.
+
+        As with torch's own state dicts, the tensors are those of the run: save or copy them
+        before the next step.
+        """
         return {
             "config": self.config.to_dict(),
             "outputs": repr(self.adapter.outputs),
-            "model": fingerprint(self.initial),
+            "model": self._fingerprint,
             "iteration": self.iteration,
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),
@@ -201,6 +213,8 @@ class SelfAdaptation:
         Raises:
             CheckpointError: something differs; the message names it, and nothing is changed.
         """
+        if not isinstance(state, Mapping):
+            raise CheckpointError(f"a {type(state).__name__} is no state of a SelfAdaptation.")
         missing = self.state_dict().keys() - state.keys()
         if missing:
             raise CheckpointError(
@@ -208,7 +222,10 @@ class SelfAdaptation:
             )
         _refuse_difference("setting", state["config"], self.config.to_dict())
         _refuse_difference("heads", {"": state["outputs"]}, {"": repr(self.adapter.outputs)})
-        _refuse_difference("initial model's", state["model"], fingerprint(self.initial))
+        _refuse_difference("initial model's", state["model"], self._fingerprint)
+        for name, model in (("student", self.student), ("teacher", self.teacher)):
+            if state[name].keys() != model.state_dict().keys():
+                raise CheckpointError(f"the saved {name} has other tensors than this network.")
         self.student.load_state_dict(state["student"])
         self.teacher.load_state_dict(state["teacher"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -230,8 +247,8 @@ class SelfAdaptation:
                 f"the batch has {images.shape[1]} channels, the network takes {adapter.channels}."
             )
         side = images.shape[-1]
-        if side % adapter.size_multiple or adapter.fixed_size not in (None, side):
-            rule = adapter.fixed_size or f"a multiple of {adapter.size_multiple}"
+        if side % adapter.side_multiple or adapter.fixed_size not in (None, side):
+            rule = adapter.fixed_size or f"a multiple of {adapter.side_multiple}"
             raise ImageError(f"crops of {side} pixels were given; the network takes {rule}.")
         return images.to(self.device, torch.float32, non_blocking=True)
 
@@ -261,8 +278,17 @@ class SelfAdaptation:
             masks[name] = reliable if config.mask else torch.ones_like(reliable)
         return labels, masks
 
-    def _draw_seed(self) -> int:
-        return int(torch.randint(2**31, (), generator=self._view_generator))
+    @contextmanager
+    def _own_random_state(self) -> Iterator[None]:
+        """Random numbers of layers from a seed of this step, on the CPU and the run's device."""
+        seed = int(torch.randint(2**31, (), generator=self._view_generator))
+        on_cuda = self.device.type == "cuda"
+        with torch.random.fork_rng([self.device] if on_cuda else []):
+            torch.default_generator.manual_seed(seed)
+            if on_cuda:
+                with torch.cuda.device(self.device):
+                    torch.cuda.manual_seed(seed)
+            yield
 
     def _set_training(self) -> None:
         """Train mode, then the batch-norm policy (some models override `train`)."""

@@ -1,6 +1,7 @@
 """What a model must tell the core about itself. Users subclass `Adapter` for their own model."""
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +36,11 @@ class Adapter(ABC):
     """Height and width that the network takes are multiples of this."""
     fixed_size: int | None = None
     """Set where the network takes square tiles of this side only."""
+
+    @property
+    def side_multiple(self) -> int:
+        """Least common multiple of what the network takes and of the grids of its heads."""
+        return math.lcm(self.size_multiple, *self.outputs.grid)
 
     @abstractmethod
     def forward(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:

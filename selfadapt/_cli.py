@@ -4,7 +4,6 @@ import argparse
 import json
 import math
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -24,12 +23,13 @@ from selfadapt._adapter import Adapter
 from selfadapt._config import Config
 from selfadapt._demo import run_demo
 from selfadapt._errors import CheckpointError, ConfigError, ImageError, SelfAdaptError
-from selfadapt._images import LazyImage, open_images
+from selfadapt._images import LazyImage, open_images, refuse_masks
 from selfadapt._matching import Matches, match
 from selfadapt._monitors import EmbeddingDrift, FalseNegativeRate, Monitor
+from selfadapt._network import pick_device
 from selfadapt._registry import adapters, load_adapter
 from selfadapt._report import write_report
-from selfadapt._rundir import RunDirectory
+from selfadapt._rundir import RunDirectory, write_file
 
 IOUS = tuple(round(0.5 + 0.05 * k, 2) for k in range(10))
 ORIGIN = "adapter.json"
@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         COMMANDS[name](rest)
     except SelfAdaptError as error:
         return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.filename or ''}: {error.strerror or error}".lstrip(": "))
     except argparse.ArgumentError as error:
         return _fail(f"{error} (see: selfadapt {name} --help)")
     except KeyboardInterrupt:
@@ -83,12 +85,19 @@ def _model_parser(command: str, words: Sequence[str]) -> tuple[ArgumentParser, t
     add("--model", type=str, required=True, help="the family's name or file, or a RUN folder")
     add("--images", type=str, required=True, help="folder, file or zarr")
     add("--channel_axis", type=int | None, help="where the channels are, if files do not say it")
+    if command != "adapt":  # there it is a setting
+        add("--device", type=str, default="auto", help='a torch device; "auto": CUDA if available')
     kind = _named_adapter(words)
+    if kind is None:
+        if not {"-h", "--help"} & set(words):
+            raise ConfigError("--adapter is missing: give one that `selfadapt adapters` lists.")
+        parser.description = f"{parser.description} Name an --adapter to see its options, too."
+        return parser, Adapter
     parser.add_method_arguments(kind, "from_pretrained", skip={"model"})
     return parser, kind
 
 
-def _named_adapter(words: Sequence[str]) -> type[Adapter]:
+def _named_adapter(words: Sequence[str]) -> type[Adapter] | None:
     """The adapter that the words, their config file or their RUN folder name."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for flag in ("--adapter", "--model", "--config"):
@@ -96,14 +105,23 @@ def _named_adapter(words: Sequence[str]) -> type[Adapter]:
     known, _ = early.parse_known_args(words)
     named = _read_config(known.config) if known.config else {}
     name, model = known.adapter or named.get("adapter"), known.model or named.get("model")
-    if model and (Path(model) / ORIGIN).exists():
-        origin = RunDirectory(model).read_json(ORIGIN)["adapter"]
-        if name not in (None, origin):
-            raise ConfigError(f"{model!r} is a run of adapter {origin!r}, not {name!r}.")
-        name = origin
-    if not name:
-        raise ConfigError("--adapter is missing: give one that `selfadapt adapters` lists.")
-    return load_adapter(name)
+    origin = _origin(model) if model else None
+    if origin:
+        if name not in (None, origin["adapter"]):
+            raise ConfigError(f"{model!r} is a run of adapter {origin['adapter']!r}, not {name!r}.")
+        name = origin["adapter"]
+    return load_adapter(name) if name else None
+
+
+def _origin(model: str) -> dict[str, Any] | None:
+    """What a RUN folder says of its adapter; None if `model` is no such folder."""
+    directory = RunDirectory(model)
+    if not (directory.path / ORIGIN).exists():
+        return None
+    origin = directory.read_json(ORIGIN)
+    if not isinstance(origin.get("adapter"), str) or not isinstance(origin.get("options"), dict):
+        raise CheckpointError(f"{directory.path / ORIGIN} is damaged: no adapter and options.")
+    return origin
 
 
 def _read_config(path: str) -> dict[str, Any]:
@@ -121,17 +139,19 @@ def _open_model(kind: type[Adapter], options: Namespace) -> tuple[Adapter, dict[
     names = [name for name in signature(kind.from_pretrained).parameters if name != "model"]
     chosen = {name: options[name] for name in names if options[name] is not None}
     model, directory = options.model, RunDirectory(options.model)
-    if (directory.path / ORIGIN).exists():
+    if origin := _origin(options.model):
         if not directory.model.exists():
             raise CheckpointError(f"run {model!r} is not finished: resume it first (--resume).")
-        chosen = directory.read_json(ORIGIN)["options"] | chosen
+        chosen = origin["options"] | chosen
         model = str(directory.model)
     elif (directory.path / "history.csv").exists():
         raise CheckpointError(
             f"{model!r} is a run made from Python: give its model, {str(directory.model)!r}, "
             "and the adapter's options."
         )
-    return kind.from_pretrained(model, **chosen), chosen
+    adapter = kind.from_pretrained(model, **chosen)
+    adapter.model.to(pick_device(options.device))
+    return adapter, chosen
 
 
 def _demo(words: Sequence[str]) -> None:
@@ -153,7 +173,8 @@ def _adapt(words: Sequence[str]) -> None:
     parser.add_class_arguments(Config)
     options = parser.parse_args(words)
     adapter, chosen = _open_model(kind, options)
-    origin = {"adapter": _registered_name(options), "options": chosen}
+    run = _origin(options.model)
+    origin = {"adapter": run["adapter"] if run else options.adapter, "options": chosen}
     directory = RunDirectory(
         options.out, {ORIGIN: json.dumps(origin, indent=2), "run.yaml": parser.dump(options)}
     )
@@ -174,12 +195,6 @@ def _adapt(words: Sequence[str]) -> None:
         print(f"Report: pip install 'selfadapt[report]', then: selfadapt report {options.out}")
 
 
-def _registered_name(options: Namespace) -> str:
-    if options.adapter:
-        return str(options.adapter)
-    return str(RunDirectory(options.model).read_json(ORIGIN)["adapter"])
-
-
 def _criterion(stop: str, tau: float | None) -> Monitor | None:
     if stop == "none":
         return None
@@ -194,7 +209,8 @@ def _segment(words: Sequence[str]) -> None:
     options = parser.parse_args(words)
     out = Path(options.out)
     sources = open_images(options.images, channel_axis=options.channel_axis)
-    files = [out / f"{_file_stem(source)}.tif" for source in sources]
+    refuse_masks(sources)
+    files = [out / f"{stem}.tif" for stem in _by_stem(sources)]
     taken = next((file for file in files if file.exists()), None)
     if taken is not None:
         raise ImageError(f"{str(taken)!r} exists already: give a new folder.")
@@ -213,14 +229,20 @@ def _segment_source(adapter: Adapter, source: LazyImage) -> Any:
     try:
         return adapter.segment(source.read(), channel_axis=0)
     except ImageError as error:
-        raise ImageError(f"{source.name}: {error}") from None
+        raise ImageError(f"{source}: {error}") from None
 
 
-def _file_stem(source: LazyImage) -> str:
-    """Of "a.tif", "a"; of "a.tif T3", page 3 of it, "a-T3"."""
-    name, _, part = source.name.partition(" ")
-    stem = Path(name).stem + (f"-{part}" if part else "")
-    return re.sub(r"[^\w.-]", "_", stem)
+def _by_stem(sources: Sequence[LazyImage]) -> dict[str, LazyImage]:
+    """Images by the name of what is made of them; two of one name are refused."""
+    named: dict[str, LazyImage] = {}
+    for source in sources:
+        if source.stem in named:
+            raise ImageError(
+                f"{source} and {named[source.stem]} would both be called {source.stem!r}: rename "
+                "one of them."
+            )
+        named[source.stem] = source
+    return named
 
 
 def _evaluate(words: Sequence[str]) -> None:
@@ -230,20 +252,27 @@ def _evaluate(words: Sequence[str]) -> None:
     parser.add_argument("--json", type=str | None, help="file that the scores are written to")
     options = parser.parse_args(words)
     sources = open_images(options.images, channel_axis=options.channel_axis)
-    masks = {_file_stem(source): source for source in open_images(options.masks)}
-    missing = [source.name for source in sources if _file_stem(source) not in masks]
+    refuse_masks(sources)
+    masks = _by_stem(open_images(options.masks))
+    missing = [str(source) for stem, source in _by_stem(sources).items() if stem not in masks]
+    if options.json and not Path(options.json).absolute().parent.is_dir():
+        raise ConfigError(f"there is no folder for --json {options.json!r}.")
     if missing:
         raise ImageError(f"no mask in {options.masks!r} for {missing[0]} ({len(missing)} missing).")
     adapter, _ = _open_model(kind, options)
     per_image = []
     for source in tqdm(sources, unit="image", leave=False):
-        mask = masks[_file_stem(source)].read()
+        mask = masks[source.stem].read()
         if len(mask) != 1:
-            raise ImageError(f"the mask of {source.name} has {len(mask)} channels, not one.")
-        per_image.append(match(mask[0], _segment_source(adapter, source), IOUS))
+            raise ImageError(f"the mask of {source} has {len(mask)} channels, not one.")
+        found = _segment_source(adapter, source)
+        try:
+            per_image.append(match(mask[0], found, IOUS))
+        except ImageError as error:
+            raise ImageError(f"the mask of {source}: {error}") from None
     scores = json.dumps(summarise(per_image), indent=2)
     if options.json:
-        Path(options.json).write_text(scores + "\n")
+        write_file(Path(options.json), f"{scores}\n".encode())
     print(scores)
 
 

@@ -1,6 +1,7 @@
 """The settings of a run."""
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -96,6 +97,13 @@ class Config:
     precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            for kind, allowed in ((int, int), (float, (int, float))):
+                if item.type is kind:
+                    number = isinstance(value, allowed) and not isinstance(value, bool)
+                    finite = number and math.isfinite(value)
+                    self._require(item.name, finite, f"a finite {kind.__name__}")
         for name in _POSITIVE:
             self._require(name, getattr(self, name) > 0, "above 0")
         for name in _NOT_NEGATIVE:

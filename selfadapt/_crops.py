@@ -11,7 +11,7 @@ from torch import Tensor
 from selfadapt._adapter import Adapter
 from selfadapt._config import Config
 from selfadapt._errors import ImageError
-from selfadapt._images import LazyImage, looks_like_masks
+from selfadapt._images import LazyImage, refuse_masks
 from selfadapt._prepare import prepare
 from selfadapt._tiles import pad_far_side
 
@@ -43,16 +43,11 @@ class Crops:
         Raises:
             ImageError: an image cannot be read or used, all are masks, or they differ in channels.
         """
-        raw = [image.read() for image in self._images[:4]]
-        if looks_like_masks(raw):
-            raise ImageError(
-                f"{self._images[0].name} and the others look like masks (flat objects on 0): give "
-                "the images themselves. If they are images, convert them to float."
-            )
+        refuse_masks(self._images)
         channels: dict[int, str] = {}
         for index, source in enumerate(self._images[:CHECKED]):
             if (image := self._load(index)) is not None:
-                channels.setdefault(len(image), source.name)
+                channels.setdefault(len(image), str(source))
         if len(channels) > 1:
             listed = ", ".join(f"{name} has {count}" for count, name in channels.items())
             raise ImageError(
@@ -91,9 +86,9 @@ class Crops:
             return self._cache[index]
         source = self._images[index]
         pixels = source.read()
-        if source.window and pixels.min() == pixels.max():
+        if source.is_window and pixels.min() == pixels.max():
             return None
-        image = self._cache[index] = prepare(self._adapter, pixels, source.name)
+        image = self._cache[index] = prepare(self._adapter, pixels, str(source))
         while len(self._cache) > 1 and sum(i.nbytes for i in self._cache.values()) > CACHE_BYTES:
             self._cache.popitem(last=False)
         return image
@@ -103,4 +98,4 @@ def crop_side(adapter: Adapter, config: Config) -> int:
     """`config.crop`, rounded up to what the network takes."""
     if adapter.fixed_size is not None:
         return adapter.fixed_size
-    return -(-config.crop // adapter.size_multiple) * adapter.size_multiple
+    return -(-config.crop // adapter.side_multiple) * adapter.side_multiple

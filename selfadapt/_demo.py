@@ -42,7 +42,7 @@ def run_demo(out: str | Path, iterations: int = 200) -> None:
         "Adapting without labels; this takes a few minutes on a CPU ...",
         flush=True,
     )
-    config = Config(iterations=iterations, validate_every=10)
+    config = Config(iterations=iterations, validate_every=20)
     result = adapt(adapter, image, config=config, output_dir=out)
     before = match(labels, adapter.segment(image))[0]
     after = match(labels, result.adapter.segment(image))[0]

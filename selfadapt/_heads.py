@@ -86,8 +86,12 @@ class Head(ABC):
         """Loss per pixel `[B, K, H, W]` of the raw student output against the pseudo label."""
 
     @abstractmethod
-    def settings(self, config: Config) -> tuple[float, float]:
-        """This head's factor in Eq. 1 and the share of its pixels that is kept as reliable."""
+    def coefficient(self, config: Config) -> float:
+        """This head's factor in Eq. 1."""
+
+    @abstractmethod
+    def kept_share(self, config: Config) -> float:
+        """Share of this head's pixels that the running threshold keeps as reliable."""
 
 
 class Classification(Head):
@@ -107,8 +111,11 @@ class Classification(Head):
         self.channels = channels
         self.logits = logits
 
-    def settings(self, config: Config) -> tuple[float, float]:
-        return self.weight, config.keep_classification
+    def coefficient(self, config: Config) -> float:
+        return self.weight
+
+    def kept_share(self, config: Config) -> float:
+        return config.keep_classification
 
 
 class Binary(Classification):
@@ -202,8 +209,11 @@ class Regression(Head):
     def loss(self, raw: Tensor, label: Tensor) -> Tensor:
         return functional.mse_loss(raw, label, reduction="none")
 
-    def settings(self, config: Config) -> tuple[float, float]:
-        return config.balance * self.weight, config.keep_regression
+    def coefficient(self, config: Config) -> float:
+        return config.balance * self.weight
+
+    def kept_share(self, config: Config) -> float:
+        return config.keep_regression
 
 
 class Scalar(Regression):

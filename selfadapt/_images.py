@@ -1,5 +1,7 @@
 """Where images come from, read lazily: arrays, files, folders, zarr, a torch Dataset."""
 
+import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +20,8 @@ from selfadapt._errors import ImageError
 from selfadapt._prepare import Image, as_channels_first
 
 SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
-WINDOW = 2048
-"""An image with a longer side is treated as windows of at most this side, read one by one."""
+LARGE, WINDOW = 2048, 1024
+"""An image with a side above LARGE is adapted to in windows of at most WINDOW a side."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,51 @@ class LazyImage:
     """An image that is read when asked for.
 
     Args:
-        name: where it comes from, for messages and file names.
+        name: the file or item that it comes from.
         read: gives the pixels, `[C, H, W]`, in the type they are stored in.
-        window: whether it is a part of a larger image (and may therefore be blank).
+        part: which index of other axes, and which window, of that file; "" for all of it.
+        size: (height, width), where it is known without reading.
+        read_window: gives the pixels of some rows and columns, where they can be read alone.
+        is_window: whether it is a window of a larger image (and may therefore be blank).
     """
 
     name: str
     read: Callable[[], Image]
-    window: bool = False
+    part: str = ""
+    size: tuple[int, int] | None = None
+    read_window: Callable[[slice, slice], Image] | None = None
+    is_window: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.part}".strip()
+
+    @property
+    def stem(self) -> str:
+        """A file name for what is made of this image, without suffix."""
+        known = Path(self.name).suffix.lower() in SUFFIXES
+        stem = Path(self.name).stem if known else self.name
+        return re.sub(r"[^\w. ()+-]", "_", "-".join([stem, *self.part.split()]))
+
+    def windows(self) -> "list[LazyImage]":
+        """The image itself, or equal windows of it if a side is longer than 2048 pixels.
+
+        A window has at most 1024 pixels a side and is normalised by itself.
+        """
+        if self.size is None or self.read_window is None or max(self.size) <= LARGE:
+            return [self]
+        rows, columns = (_even_slices(size) for size in self.size)
+        return [
+            LazyImage(
+                self.name, partial(self.read_window, r, c), f"{self.part} window{i},{j}".strip(),
+                is_window=True,
+            )
+            for (i, r), (j, c) in product(enumerate(rows), enumerate(columns))
+        ]  # fmt: skip
+
+
+def _even_slices(size: int) -> list[slice]:
+    count = -(-size // WINDOW)
+    return [slice(k * size // count, (k + 1) * size // count) for k in range(count)]
 
 
 def open_images(images: Any, *, channel_axis: int | None = None) -> list[LazyImage]:
@@ -56,6 +95,8 @@ def open_images(images: Any, *, channel_axis: int | None = None) -> list[LazyIma
     Raises:
         ImageError: there are no images, a file cannot be read, or axes are ambiguous.
     """
+    if channel_axis is not None and not -3 <= channel_axis <= 2:
+        raise ImageError(f"channel_axis={channel_axis} is no axis of an image with three: -3 to 2.")
     found = list(_list_images(images, channel_axis))
     if not found:
         raise ImageError(
@@ -90,9 +131,11 @@ def _list_images(images: Any, channel_axis: int | None) -> Iterator[LazyImage]:
                 yield image
             elif isinstance(image, str | Path):
                 yield from _list_path(Path(image), channel_axis)
+            elif isinstance(image, zarr.Array | zarr.Group):
+                yield from _list_zarr(image, f"image {index}", channel_axis)
             else:
                 name = f"image {index}"
-                yield from _windows(_as_image(image, channel_axis, name), name, {}, 0)
+                yield _plane(_as_image(image, channel_axis, name), name, "", {}, 0)
     else:
         raise ImageError(f"images cannot be read from a {type(images).__name__}.")
 
@@ -115,13 +158,20 @@ def _list_path(path: Path, channel_axis: int | None) -> Iterator[LazyImage]:
     if not path.exists():
         raise ImageError(f"there is no file or folder {str(path)!r}.")
     if path.is_dir():
-        if any((path / marker).exists() for marker in ("zarr.json", ".zarray", ".zgroup")):
+        if _is_zarr(path):
             yield from _list_zarr(zarr.open(path, mode="r"), path.name, channel_axis)
-        for file in sorted(path.iterdir()):
-            if file.suffix.lower() in SUFFIXES and file.is_file():
-                yield from _list_file(file, channel_axis)
+            return
+        for entry in sorted(path.iterdir()):
+            if entry.is_file() and entry.suffix.lower() in SUFFIXES:
+                yield from _list_file(entry, channel_axis)
+            elif entry.is_dir() and _is_zarr(entry):
+                yield from _list_path(entry, channel_axis)
     else:
         yield from _list_file(path, channel_axis)
+
+
+def _is_zarr(folder: Path) -> bool:
+    return any((folder / marker).exists() for marker in ("zarr.json", ".zarray", ".zgroup"))
 
 
 def _list_file(path: Path, channel_axis: int | None) -> Iterator[LazyImage]:
@@ -143,7 +193,7 @@ def _list_file(path: Path, channel_axis: int | None) -> Iterator[LazyImage]:
 
 @dataclass(frozen=True)
 class _Tiff:
-    """A TIFF file, opened at each access; of a large one only what is asked for is decoded."""
+    """A TIFF file, opened at each access; of a stack or a large image only a part is decoded."""
 
     path: Path
     shape: tuple[int, ...]
@@ -151,7 +201,7 @@ class _Tiff:
     def __getitem__(self, index: Any) -> Image:
         try:
             with tifffile.TiffFile(self.path) as tiff:
-                if max(self.shape) <= WINDOW:
+                if math.prod(self.shape) <= LARGE**2:
                     return np.asarray(tiff.series[0].asarray()[index])
                 lazy: Any = zarr.open(tiff.series[0].aszarr(), mode="r")
                 return np.asarray(lazy[index])
@@ -220,40 +270,40 @@ def _list_axes(array: Any, axes: str, name: str) -> Iterator[LazyImage]:
     others = [axis for axis, letter in enumerate(axes) if letter not in "YXCS"]
     for index in product(*(range(array.shape[axis]) for axis in others)):
         where = dict(zip(others, index, strict=True))
-        label = name + "".join(f" {axes[axis]}{i}" for axis, i in where.items())
-        yield from _windows(array, label, where, channels)
+        part = " ".join(f"{axes[axis]}{i}" for axis, i in where.items())
+        yield _plane(array, name, part, where, channels)
 
 
-def _windows(
-    array: Any, name: str, fixed: dict[int, int], channel_axis: int | None
-) -> Iterator[LazyImage]:
-    """Cut one image into equal windows of at most WINDOW pixels a side, or yield it whole.
+def _plane(
+    array: Any, name: str, part: str, fixed: dict[int, int], channel_axis: int | None
+) -> LazyImage:
+    """One image of `array`, whose other axes are `fixed` at an index each.
 
-    `fixed` are indices into other axes of `array`; `channel_axis` counts the remaining ones.
+    `channel_axis` counts the axes that are not fixed.
     """
     free = [axis for axis in range(len(array.shape)) if axis not in fixed]
     spatial = free if channel_axis is None else [a for a in free if a != free[channel_axis]]
-    counts = [max(1, -(-array.shape[axis] // WINDOW)) for axis in spatial]
 
-    def read(i: int, j: int) -> Image:
+    def read(rows: slice, columns: slice) -> Image:
         index: list[Any] = [fixed.get(axis, slice(None)) for axis in range(len(array.shape))]
-        for axis, k, count in zip(spatial, (i, j), counts, strict=True):
-            size = array.shape[axis]
-            index[axis] = slice(k * size // count, (k + 1) * size // count)
+        index[spatial[0]], index[spatial[1]] = rows, columns
         return as_channels_first(np.asarray(array[tuple(index)]), channel_axis, name)
 
-    whole = counts == [1, 1]
-    for i, j in product(*map(range, counts)):
-        yield LazyImage(name if whole else f"{name} window {i},{j}", partial(read, i, j), not whole)
+    size = array.shape[spatial[0]], array.shape[spatial[1]]
+    return LazyImage(name, partial(read, slice(None), slice(None)), part, size, read)
 
 
-def looks_like_masks(images: Sequence[Image]) -> bool:
-    """Whether all images are label images: whole numbers, flat inside, mostly 0 outside.
+def refuse_masks(sources: Sequence[LazyImage]) -> None:
+    """Raise ImageError if the first images look like label images: flat objects on 0.
 
-    In a label image nearly every object pixel equals its right and lower neighbour or borders on
-    background or another object; in a photograph next to none does.
+    In a label image nearly every inner pixel equals its neighbours; next to none does in a
+    photograph.
     """
-    return bool(images) and all(map(_is_flat, images))
+    if sources and all(_is_flat(source.read()) for source in sources[:4]):
+        raise ImageError(
+            f"{sources[0]} and the others look like masks (flat objects on 0): give the images "
+            "themselves. If they are images, convert them to float."
+        )
 
 
 def _is_flat(image: Image) -> bool:

@@ -1,5 +1,6 @@
 """When to stop: Eq. 3 (FN rate), Eq. 4 (embedding drift), and what else is watched on the way."""
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -181,16 +182,17 @@ class Validation:
         images: Sequence[Tensor],
         monitors: Sequence[Monitor] = (),
     ) -> None:
+        if not images:
+            raise ConfigError("Validation needs at least one held-out image.")
         self.images = images
         self._adapter = adapter
         self._initial = [predict(adapter, initial, image) for image in images]
         self._instances = sum(map(_count, self._initial))
-        self.monitors = list(monitors)
         for monitor in monitors:
             monitor.check(adapter, self._initial)
-        for default in (EmbeddingDrift(), FalseNegativeRate()):
-            if not any(isinstance(monitor, type(default)) for monitor in monitors):
-                self.monitors.append(default)
+        defaults = {default.name: default for default in (EmbeddingDrift(), FalseNegativeRate())}
+        given = {monitor.name: copy.copy(monitor) for monitor in monitors}
+        self.monitors = list((defaults | given).values())
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """All figures of one validation point.
@@ -212,10 +214,10 @@ class Validation:
         figures["instances"] = instances / self._instances if self._instances else math.nan
         return figures | self._doubts(model)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _doubts(self, model: nn.Module) -> dict[str, float]:
         """Mean doubt per head over the square centres of the first images."""
-        images, multiple = self.images[:DOUBT_IMAGES], self._adapter.size_multiple
+        images, multiple = self.images[:DOUBT_IMAGES], self._adapter.side_multiple
         smallest = min(DOUBT_SIDE, *(min(image.shape[-2:]) for image in images))
         side = self._adapter.fixed_size or max(smallest // multiple, 1) * multiple
         spec, device = self._adapter.outputs, next(model.parameters()).device

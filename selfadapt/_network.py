@@ -28,6 +28,11 @@ def copy_network(network: Network, device: torch.device, *, frozen: bool = False
     return copied.to(device, torch.float32).train(network.training and not frozen)
 
 
+def is_finite(network: nn.Module) -> bool:
+    """Whether no parameter is NaN or infinite."""
+    return bool(nn.utils.parameters_to_vector(network.parameters()).isfinite().all())
+
+
 def pick_device(name: str) -> torch.device:
     """The device of that name; "auto" is CUDA where it is available, else the CPU."""
     if name == "auto":

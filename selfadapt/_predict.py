@@ -36,14 +36,14 @@ class Prediction:
     instances: NDArray[np.int32] | None
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predict(adapter: "Adapter", model: nn.Module, image: Tensor) -> Prediction:
     """Run `model` in eval mode on one prepared image `[C, H, W]` of any size.
 
     `model` is one of the adapter's networks (initial, student or teacher); its training mode is
     restored afterwards.
     """
-    multiple = adapter.size_multiple
+    multiple = adapter.side_multiple
     with evaluating(model), _pooled_bottlenecks(adapter.embedding_module(model)) as pooled:
         outputs = predict_tiled(
             lambda tiles: adapter.forward(model, tiles),

@@ -95,7 +95,7 @@ def prepare(adapter: "Adapter", image: Image, name: str) -> Tensor:
             f"network takes {adapter.channels}: choose the channels, or the adapter's option "
             "that converts them."
         )
-    least = adapter.size_multiple
+    least = adapter.side_multiple
     if min(prepared.shape[1:]) < least:
         raise ImageError(
             f"{name} is {prepared.shape[1]} x {prepared.shape[2]} pixels for the network, which "

@@ -44,7 +44,7 @@ def load_adapter(name: str) -> type[Adapter]:
     try:
         loaded: type[Adapter] = entry.load()
     except ModuleNotFoundError as error:
-        extra = _extra_with(entry, (error.name or "").partition(".")[0])
+        extra = _extra_with(entry, error.name.partition(".")[0]) if error.name else None
         if extra is None:
             raise
         raise AdapterNotFoundError(

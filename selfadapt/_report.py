@@ -4,7 +4,7 @@ import base64
 import html
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ import tifffile
 from numpy.typing import NDArray
 from skimage.segmentation import find_boundaries
 
-from selfadapt._errors import ModelError
-from selfadapt._rundir import Row, RunDirectory
+from selfadapt._errors import CheckpointError, ModelError
+from selfadapt._rundir import Row, RunDirectory, write_file
 
 _CURVES = (
     ("loss", "loss, Eq. 1 + Eq. 2"),
@@ -22,8 +22,8 @@ _CURVES = (
     ("fn_rate", "FN rate, Eq. 3"),
     ("d_emb", "embedding drift, Eq. 4"),
 )
-_THRESHOLDS = {"fn_rate": 0.05, "d_emb": 0.5}
-"""The paper's, drawn for orientation whatever the run stopped by."""
+_PAPER = {"fn_rate": 0.05, "d_emb": 0.5}
+"""The paper's thresholds, drawn for orientation where the run stopped by something else."""
 
 
 def write_report(run: str | Path | RunDirectory, scores: Sequence[str] = ()) -> Path:
@@ -39,8 +39,10 @@ def write_report(run: str | Path | RunDirectory, scores: Sequence[str] = ()) -> 
     """
     directory = run if isinstance(run, RunDirectory) else RunDirectory(run)
     config, history = directory.read_json("config.json"), directory.read_history()
+    if not (directory.path / "result.json").exists():
+        raise CheckpointError(f"run {str(directory.path)!r} is not finished: resume it first.")
     result = directory.read_json("result.json")
-    curves = _draw_curves(history, int(result["iteration"]))
+    curves = _draw_curves(history, int(result["iteration"]), result["thresholds"])
     examples = [
         _draw_example(path, name)
         for path, name in zip(
@@ -59,13 +61,13 @@ def write_report(run: str | Path | RunDirectory, scores: Sequence[str] = ()) -> 
         reason=html.escape(result["reason"]),
         scores="".join(f"<p class=score>{html.escape(line)}</p>" for line in scores),
         curves=curves,
-        examples="".join(examples) or "<p>No instances: the adapter has no decode.</p>",
+        examples="".join(examples) or "<p>The adapter cannot decode instances.</p>",
         head="".join(f"<th>{html.escape(title)}</th>" for title in _TABLE.values()),
         rows=rows,
         settings=html.escape("\n".join(f"{name} = {value}" for name, value in config.items())),
     )
     target = directory.path / "report.html"
-    target.write_text(page, encoding="utf-8")
+    write_file(target, page.encode())
     return target
 
 
@@ -85,18 +87,19 @@ def _figure(value: float | None) -> str:
     return str(int(value)) if value == int(value) and abs(value) > 1 else f"{value:.3f}"
 
 
-def _draw_curves(history: Sequence[Row], chosen: int) -> str:
+def _draw_curves(history: Sequence[Row], chosen: int, own: Mapping[str, float]) -> str:
     figure, axes = _figure_of(len(_CURVES), (14, 2.8))
     for axis, (name, title) in zip(axes, _CURVES, strict=True):
         points = [(row["iteration"], row[name]) for row in history if name in row]
         if points and not all(math.isnan(y) for _, y in points):
             axis.plot(*zip(*points, strict=True), color="#0b6e99", linewidth=1.8,
-                      marker="o" if name in _THRESHOLDS else None, markersize=3)  # fmt: skip
+                      marker="o" if name in _PAPER else None, markersize=3)  # fmt: skip
         else:
             axis.text(0.5, 0.5, "not available", transform=axis.transAxes, ha="center")
-        if name in _THRESHOLDS:
-            axis.axhline(_THRESHOLDS[name], color="#b03a2e", linestyle="--", linewidth=1,
-                         label=f"paper's threshold {_THRESHOLDS[name]}")  # fmt: skip
+        if name in _PAPER:
+            limit = own.get(name, _PAPER[name])
+            label = f"stop above {limit:g}" if name in own else f"paper's threshold {limit:g}"
+            axis.axhline(limit, color="#b03a2e", linestyle="--", linewidth=1, label=label)
             axis.legend(frameon=False, fontsize=8)
         if name != "loss":
             axis.set_ylim(bottom=0)

@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ class RunDirectory:
         notes: text files by name that are written when the run starts.
 
     config.json      the settings
+    data.json        names of the images, training and held out
     history.csv      one row per iteration that was logged
     checkpoint.pt    everything to go on from the last validation point
     snapshots/       the exported network's weights at each validation point (safetensors)
@@ -47,42 +50,65 @@ class RunDirectory:
         """Where the adapted model is saved."""
         return self.path / "model"
 
-    def start(self, config: Config, *, resume: bool) -> None:
-        """Claim the folder for a run with these settings."""
+    def check(self, config: Config, *, resume: bool) -> None:
+        """Raise CheckpointError unless a run with these settings may use the folder."""
         if self.path.is_file():
             raise CheckpointError(f"{str(self.path)!r} is a file: give a folder for the run.")
-        used = self.path.is_dir() and any(self.path.iterdir())
-        if used and not (self.path / "config.json").exists():
+        files = list(self.path.iterdir()) if self.path.is_dir() else []
+        if all(file.name.endswith(".partial") for file in files):
+            return
+        if not (self.path / "config.json").exists():
             raise CheckpointError(
                 f"{str(self.path)!r} holds other files: give a new or an empty folder."
             )
-        if used and not resume:
+        if not resume:
             raise CheckpointError(
                 f"{str(self.path)!r} holds another run: give a new folder, or resume it "
                 "(resume=True, --resume)."
             )
-        if used:
-            theirs, ours = self.read_json("config.json"), config.to_dict()
-            for name in ours:
-                if theirs.get(name) != ours[name]:
-                    raise CheckpointError(
-                        f"{str(self.path)!r} holds a run with {name}={theirs.get(name)!r}, not "
-                        f"{ours[name]!r}: give the same settings to resume it, or a new folder."
-                    )
-        (self.path / "snapshots").mkdir(parents=True, exist_ok=True)
+        self._refuse_other("config.json", config.to_dict(), "Give the same settings")
+
+    def start(self, config: Config, data: Mapping[str, Any]) -> None:
+        """Claim the folder for a run with these settings on these images."""
+        if (self.path / "data.json").exists():
+            self._refuse_other("data.json", data, "Give the same images")
+        self.path.mkdir(parents=True, exist_ok=True)
         self.write_json("config.json", config.to_dict())
+        self.write_json("data.json", data)
+        (self.path / "snapshots").mkdir(exist_ok=True)
         for name, text in self._notes.items():
             self._write(name, text.encode())
+
+    def _refuse_other(self, name: str, ours: Mapping[str, Any], remedy: str) -> None:
+        theirs = self.read_json(name)
+        for key, value in ours.items():
+            if theirs.get(key) != value:
+                was, now = (_shortened(v) for v in (theirs.get(key), value))
+                raise CheckpointError(
+                    f"{str(self.path)!r} holds a run with {key} = {was}, not {now}. {remedy} to "
+                    "resume it, or a new folder."
+                )
+
+    @contextmanager
+    def replacing(self, name: str) -> Iterator[Path]:
+        """A path to write a file or folder to, which then takes the place of `name`."""
+        partial, target = self.path / f"{name}.partial", self.path / name
+        _remove(partial)
+        yield partial
+        _remove(target)
+        os.replace(partial, target)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON file of the run."""
         try:
-            data: dict[str, Any] = json.loads((self.path / name).read_text())
-            return data
+            data = json.loads((self.path / name).read_text())
         except FileNotFoundError:
             raise CheckpointError(f"{str(self.path)!r} is no run: it has no {name}.") from None
         except ValueError as error:
             raise CheckpointError(f"{self.path / name} is damaged: {error}") from None
+        if not isinstance(data, dict):
+            raise CheckpointError(f"{self.path / name} is damaged: it holds no names and values.")
+        return data
 
     def write_json(self, name: str, data: Mapping[str, Any]) -> None:
         """Write a JSON file of the run."""
@@ -93,11 +119,14 @@ class RunDirectory:
         path = self.path / "history.csv"
         if not path.exists():
             return []
-        with path.open(newline="") as file:
-            return [
-                {name: float(value) for name, value in row.items() if value}
-                for row in csv.DictReader(file)
-            ]
+        try:
+            with path.open(newline="") as file:
+                return [
+                    {name: float(value) for name, value in row.items() if value}
+                    for row in csv.DictReader(file)
+                ]
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} is damaged: {error}") from None
 
     def write_history(self, rows: list[Row]) -> None:
         """Write all rows; the columns are the union of theirs."""
@@ -105,7 +134,7 @@ class RunDirectory:
         names = dict.fromkeys(name for row in rows for name in row)
         writer = csv.DictWriter(text, names, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({**row, "iteration": int(row["iteration"])} for row in rows)
         self._write("history.csv", text.getvalue().encode())
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
@@ -143,7 +172,10 @@ class RunDirectory:
             raise CheckpointError(
                 f"there is no snapshot of iteration {iteration}; there are {self.snapshots()}."
             )
-        return load_file(path)
+        try:
+            return load_file(path)
+        except Exception as error:
+            raise CheckpointError(f"{path} is damaged: {error}") from None
 
     def snapshots(self) -> list[int]:
         """Iterations of which there is a snapshot, 0 being the initial model."""
@@ -153,6 +185,23 @@ class RunDirectory:
         return self.path / "snapshots" / f"{iteration:06d}.safetensors"
 
     def _write(self, name: str, data: bytes) -> None:
-        partial = self.path / f"{name}.partial"
-        partial.write_bytes(data)
-        os.replace(partial, self.path / name)
+        write_file(self.path / name, data)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file that appears complete or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(data)
+    os.replace(partial, path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _shortened(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

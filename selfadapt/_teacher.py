@@ -21,5 +21,5 @@ def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None
     """
     average = get_ema_multi_avg_fn(decay)
     average(tuple(teacher.parameters()), tuple(student.parameters()), torch.tensor(1))
-    for mine, theirs in zip(teacher.buffers(), student.buffers(), strict=True):
-        mine.copy_(theirs)
+    if buffers := list(teacher.buffers()):
+        torch._foreach_copy_(buffers, list(student.buffers()))

@@ -114,11 +114,18 @@ def test_adapters_lists_what_is_installed(capsys):
 
 @pytest.mark.parametrize("command", ["demo", "adapt", "segment", "evaluate", "report", "adapters"])
 def test_each_command_has_help(command, capsys):
-    model = [] if command in ("demo", "report", "adapters") else DEMO
     with pytest.raises(SystemExit) as stopped:
-        main([command, *model, "--help"])
+        main([command, "--help"])
     assert stopped.value.code == 0
     assert "usage: selfadapt" in capsys.readouterr().out
+
+
+def test_help_shows_the_adapters_options_and_the_settings(capsys):
+    with pytest.raises(SystemExit):
+        main(["adapt", "--adapter", "smp", "--help"])
+    shown = capsys.readouterr().out
+    assert "--heads" in shown
+    assert "--learning_rate" in shown
 
 
 def test_the_demo_prints_scores_and_writes_its_report(tmp_path, capsys):
@@ -153,6 +160,7 @@ def bad(root, name, **files):
 NOISE = np.random.default_rng(0).integers(0, 255, (80, 80)).astype(np.uint8)
 NAN = np.where(NOISE == 7, np.nan, NOISE).astype(np.float32)
 
+PLACES = ("empty", "one", "done", "unfinished", "twins", "small")
 MISTAKES = [
     ("no images", lambda p: [*DEMO, "--images", bad(p, "d")], "no images in"),
     ("no folder", lambda p: [*DEMO, "--images", "absent"], "no file or folder 'absent'"),
@@ -233,7 +241,7 @@ def test_another_run_in_the_folder_is_a_mistake(run, folder, capsys):
     ("words", "message"),
     [
         (["evaluate", *DEMO, "--images", "{images}", "--masks", "{empty}"], "no images in"),
-        (["evaluate", *DEMO, "--images", "{masks}", "--masks", "{one}"], "no mask in"),
+        (["evaluate", *DEMO, "--images", "{images}", "--masks", "{one}"], "no mask in"),
         (["segment", *DEMO, "--images", "{images}", "--out", "{done}"], "exists already"),
         (["report", "{empty}"], "is no run"),
         (
@@ -241,14 +249,30 @@ def test_another_run_in_the_folder_is_a_mistake(run, folder, capsys):
             "not finished",
         ),
         (["nonsense"], "there is no command 'nonsense'"),
+        (["segment", *DEMO, "--images", "{masks}", "--out", "x"], "look like masks"),
+        (["segment", *DEMO, "--images", "{twins}", "--out", "x"], "would both be called"),
+        (["segment", *DEMO, "--images", "{images}", "--out", "{one}/other.tif"], "other.tif"),
+        (
+            ["evaluate", *DEMO, "--images", "{images}", "--masks", "{masks}", "--json", "no/x"],
+            "no/x",
+        ),
+        (
+            ["evaluate", *DEMO, "--images", "{images}", "--masks", "{small}"],
+            "the mask of cell_0.tif",
+        ),
+        (["report", "{unfinished}"], "is no run"),
     ],
 )
 def test_mistakes_of_the_other_commands(folder, tmp_path, capsys, words, message):
-    places = {name: tmp_path / name for name in ("empty", "one", "done", "unfinished")}
+    places = {name: tmp_path / name for name in PLACES}
     for place in places.values():
         place.mkdir()
     tifffile.imwrite(places["one"] / "other.tif", discs(0)[1].astype(np.uint16))
     tifffile.imwrite(places["done"] / "cell_0.tif", NOISE)
+    iio.imwrite(places["twins"] / "a.png", NOISE)
+    tifffile.imwrite(places["twins"] / "a.tif", NOISE)
+    for k in range(4):
+        tifffile.imwrite(places["small"] / f"cell_{k}.tif", discs(0)[1].astype(np.uint16))
     (places["unfinished"] / "adapter.json").write_text('{"adapter": "smp", "options": {}}')
     places |= {"images": folder / "images", "masks": folder / "masks"}
     assert main([word.format(**places) for word in words]) == 2
@@ -266,3 +290,12 @@ def test_the_installed_command_exits_with_2_and_without_a_traceback(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("selfadapt: no images in")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_large_image_is_segmented_as_one(tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    large = np.random.default_rng(0).integers(0, 255, (64, 2100)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "images" / "large 1.tif", large)
+    words = ["--images", str(tmp_path / "images"), "--out", str(tmp_path / "out")]
+    assert main(["segment", *DEMO, *words]) == 0
+    assert tifffile.imread(tmp_path / "out" / "large 1.tif").shape == (64, 2100)

@@ -1,6 +1,7 @@
 """Sources of images, crops and tiles."""
 
 import re
+import tracemalloc
 
 import imageio.v3 as iio
 import numpy as np
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset, IterableDataset
 from selfadapt import (
     Binary,
     ImageError,
+    LazyImage,
     OutputSpec,
     Scalar,
     normalize_percentile,
@@ -22,7 +24,7 @@ from selfadapt import (
 )
 from selfadapt._adapt import hold_out
 from selfadapt._crops import Crops
-from selfadapt._images import looks_like_masks
+from selfadapt._images import refuse_masks
 from selfadapt._tiles import predict_tiled
 
 
@@ -132,12 +134,15 @@ def test_a_large_image_is_read_in_windows_only(tmp_path):
     array = zarr.create_array(tmp_path / "a.zarr", data=large, chunks=(256, 256))
     tifffile.imwrite(tmp_path / "a.tif", large, tile=(256, 256))
     for source in (array, tmp_path / "a.tif"):
-        images = open_images(source)
-        assert len(images) == 2 * 3
-        assert all(image.window for image in images)
-        read = [image.read()[0] for image in images]
-        assert max(max(r.shape) for r in read) <= 2048
-        np.testing.assert_array_equal(np.block([read[:3], read[3:]]), large)
+        (image,) = open_images(source)
+        windows = image.windows()
+        assert len(windows) == 3 * 5
+        assert all(window.is_window for window in windows)
+        read = [window.read()[0] for window in windows]
+        assert max(max(r.shape) for r in read) <= 1024
+        rows = [read[k : k + 5] for k in (0, 5, 10)]
+        np.testing.assert_array_equal(np.block(rows), large)
+        np.testing.assert_array_equal(image.read()[0], large)
 
 
 @pytest.mark.parametrize(
@@ -205,9 +210,12 @@ def test_images_of_different_channels_are_refused():
 
 def test_photographs_are_no_masks():
     smooth = np.add.outer(np.arange(60), np.arange(50)).astype(np.uint8)
-    assert not looks_like_masks([smooth[None]])
-    assert not looks_like_masks([pixels(1, 40, 40)])
-    assert looks_like_masks([np.kron(np.eye(3, dtype=np.uint16), np.full((9, 9), 4, "u2"))[None]])
+    refuse_masks(open_images([smooth]))
+    refuse_masks(open_images([pixels(40, 40)]))
+    labels = np.kron(np.eye(3, dtype=np.uint16), np.full((9, 9), 4, "u2"))
+    refuse_masks(open_images([labels.astype(np.float32)]))
+    with pytest.raises(ImageError, match="look like masks"):
+        refuse_masks(open_images([labels]))
 
 
 def test_crops_depend_on_seed_and_number_alone():
@@ -232,12 +240,19 @@ def test_crop_side_is_rounded_up_to_what_the_network_takes():
 def test_blank_windows_of_a_large_image_are_passed_over(tmp_path):
     large = np.zeros((2100, 100), np.uint8)
     large[:900] = pixels(900, 100)
-    crops = Crops(SmallAdapter(), open_images(large), config())
+    windows = open_images(large)[0].windows()
+    crops = Crops(SmallAdapter(), windows, config())
     crops.check()
-    assert all(float(crop.std()) >= 0 for crop in crops.batch(0))
-    blank = Crops(SmallAdapter(), open_images(np.zeros((2100, 100))), config())
+    assert [crops._load(k) is None for k in range(3)] == [False, False, True]
+    assert float(crops.batch(0).std()) > 0
+    for seed in range(5):
+        _, held_out = hold_out(windows, config(seed=seed))
+        assert all(np.ptp(window.read()) > 0 for window in held_out)
+    blank = open_images(np.zeros((2100, 100)))[0].windows()
     with pytest.raises(ImageError, match="blank"):
-        blank.batch(0)
+        Crops(SmallAdapter(), blank, config()).batch(0)
+    with pytest.raises(ImageError, match="blank"):
+        hold_out(blank, config())
 
 
 @pytest.mark.parametrize(("count", "held"), [(1, 1), (2, 1), (14, 1), (40, 2), (100, 2)])
@@ -289,3 +304,48 @@ def test_segment_gives_the_size_of_the_image_and_agrees_with_itself(adapter):
     labels = adapter.segment(image)
     assert labels.shape == image.shape
     np.testing.assert_array_equal(labels, adapter.segment(image[None], channel_axis=0))
+
+
+def test_one_frame_of_a_stack_is_read_without_the_others(tmp_path):
+    stack = pixels(60, 300, 300)
+    tifffile.imwrite(tmp_path / "a.tif", stack, metadata={"axes": "TYX"})
+    images = open_images(tmp_path)
+    assert len(images) == 60
+    tracemalloc.start()
+    np.testing.assert_array_equal(images[7].read()[0], stack[7])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < stack.nbytes / 4
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "stem"),
+    [("cell 1.tif", "", "cell 1"), ("a.b.png", "T3 Z0", "a.b-T3-Z0"), ("image 4", "", "image 4")],
+)
+def test_names_of_results(name, part, stem):
+    assert LazyImage(name, lambda: None, part).stem == stem
+
+
+@pytest.mark.parametrize("axis", [3, -4])
+def test_a_channel_axis_that_no_image_has_is_refused(axis):
+    with pytest.raises(ImageError, match=f"channel_axis={axis}"):
+        open_images(pixels(2, 20, 24, 3), channel_axis=axis)
+
+
+def test_lists_and_folders_of_zarr_arrays_stay_lazy(tmp_path):
+    data = pixels(30, 40)
+    for name in ("a.zarr", "b.zarr"):
+        zarr.create_array(tmp_path / name, data=data)
+    arrays = [zarr.open(tmp_path / name) for name in ("a.zarr", "b.zarr")]
+    for source in (arrays, tmp_path):
+        read = read_all(source)
+        assert len(read) == 2
+        np.testing.assert_array_equal(read[1][0], data)
+
+
+def test_the_side_respects_grids_that_the_network_does_not_mention():
+    adapter = SmallAdapter()
+    adapter.size_multiple = 3
+    adapter.outputs = OutputSpec(d=Scalar(grid=2))
+    assert adapter.side_multiple == 6
+    assert Crops(adapter, [], config(crop=32)).side == 36

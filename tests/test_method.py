@@ -47,10 +47,11 @@ def test_frozen_parameters_are_left_out_of_l2_sp_and_optimiser():
     run = SelfAdaptation(adapter, config(l2sp=1.0, weight_decay=0.5, iterations=3))
     for _ in range(3):
         run.step(torch.rand(2, 1, 16, 16))
-    for now, first in zip(
-        run.student.stem.parameters(), run.initial.stem.parameters(), strict=True
-    ):
-        assert torch.equal(now, first)
+    frozen = {id(p) for p in run.initial.stem.parameters()}
+    assert not frozen & {id(anchor) for anchor in run._anchors}
+    assert len(run._anchors) == len(run.parameters()) == 4
+    stems = zip(run.student.stem.parameters(), run.initial.stem.parameters(), strict=True)
+    assert all(torch.equal(now, first) for now, first in stems)
 
 
 def test_the_loss_is_eq_1_plus_eq_2_term_by_term():

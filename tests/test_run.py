@@ -58,8 +58,8 @@ def test_adapt_changes_a_copy_and_fills_the_folder(adapter, tmp_path):
     assert result.snapshots == [0, 4, 8]
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
-        "config.json", "history.csv", "checkpoint.pt", "snapshots", "examples", "model",
-        "result.json",
+        "config.json", "data.json", "history.csv", "checkpoint.pt", "snapshots", "examples",
+        "model", "result.json",
     }  # fmt: skip
     looked = [row for row in result.history if "d_emb" in row]
     assert [row["iteration"] for row in looked] == [0, 4, 8]
@@ -185,7 +185,7 @@ def test_resuming_a_finished_run_gives_its_result_again(adapter, tmp_path):
         (
             lambda p: (p.mkdir(), (p / "config.json").write_text('{"iterations": 3}')),
             {"resume": True},
-            "with iterations=3, not 8",
+            "with iterations = 3, not 8",
         ),
         (
             lambda p: (p.mkdir(), (p / "config.json").write_text("{")),
@@ -257,21 +257,23 @@ def test_a_loss_that_is_not_finite_returns_the_initial_weights(adapter):
     result = run_adapt(adapter, None, config=config(learning_rate=1e30, warmup=0.0))
     assert result.iteration == 0
     assert "not finite" in result.reason
+    once = run_adapt(NoDecode(), None, config=config(iterations=1, learning_rate=1e30, warmup=0.0))
+    assert once.iteration == 0
     assert equal_states(adapter.model.state_dict(), result.adapter.model.state_dict())
 
 
 class Forgetful(SmallAdapter):
-    """Decodes nothing once the foreground bias has moved: all instances are lost."""
+    """Finds nothing with any network but the one it was given: all instances are lost."""
 
-    def decode(self, outputs):
-        threshold = 0.0 if self.calls < 2 else 1e9
-        self.calls += 1
-        return super().decode({"cellprob": outputs["cellprob"] - threshold})
+    def forward(self, model, images):
+        outputs = super().forward(model, images)
+        same = torch.equal(model.up[1].bias, self.model.up[1].bias)
+        return outputs if same else outputs | {"cellprob": outputs["cellprob"] - 1e3}
 
 
 def test_a_collapse_returns_the_initial_weights(adapter):
     forgetful = Forgetful()
-    forgetful.model, forgetful.calls = adapter.model, 0
+    forgetful.model = adapter.model
     result = adapt(
         forgetful, IMAGES[:1], config=config(validation_images=1), stop=None, progress=False
     )
@@ -407,6 +409,9 @@ def test_examples_in_the_folder_are_label_images(adapter, tmp_path):
         ({"trainable": "("}, "no regular expression"),
         ({"gradient_clip": 0.0}, "gradient_clip=0.0"),
         ({"learning_rate": float("nan")}, "learning_rate=nan"),
+        ({"learning_rate": float("inf")}, "learning_rate=inf.*finite float"),
+        ({"iterations": 2.5}, "iterations=2.5.*finite int"),
+        ({"batch_size": "8"}, "batch_size='8'.*finite int"),
     ],
 )
 def test_settings_out_of_range_are_named(changes, message):
@@ -440,3 +445,67 @@ def test_settings_that_select_nothing_are_refused(adapter):
         FalseNegativeRate(iou=2)
     with pytest.raises(ConfigError, match="resume=True needs output_dir"):
         adapt(adapter, IMAGES, config=config(), resume=True)
+
+
+def test_resuming_with_another_criterion_exports_what_it_says(adapter, tmp_path):
+    run_adapt(adapter, tmp_path, stop=EmbeddingDrift(1e-9))
+    resumed = run_adapt(adapter, tmp_path, stop=None, resume=True)
+    assert resumed.iteration == 8
+    assert RunDirectory(tmp_path).read_json("result.json")["iteration"] == 8
+    assert equal_states(torch.load(tmp_path / "model"), resumed.adapter.model.state_dict())
+
+
+def test_resuming_on_other_images_is_refused(adapter, tmp_path):
+    run_adapt(adapter, tmp_path)
+    with pytest.raises(CheckpointError, match="Give the same images"):
+        adapt(adapter, IMAGES[:5], config=config(), output_dir=tmp_path, resume=True, stop=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("history.csv", "iteration,loss\nx,y\n"), ("data.json", "[1]"), ("config.json", "[1]")],
+)
+def test_damaged_files_of_a_run_are_named(adapter, tmp_path, name, content):
+    run_adapt(adapter, tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CheckpointError, match=name):
+        run_adapt(adapter, tmp_path, resume=True)
+
+
+def test_foreign_checkpoints_and_damaged_snapshots_are_refused(adapter, tmp_path):
+    result = run_adapt(adapter, tmp_path)
+    (tmp_path / "snapshots" / "000004.safetensors").write_bytes(b"garbage")
+    with pytest.raises(CheckpointError, match=r"000004\.safetensors is damaged"):
+        result.select(4)
+    for foreign in ([1, 2], {"weights": torch.zeros(2)}):
+        torch.save(foreign, tmp_path / "checkpoint.pt")
+        with pytest.raises(CheckpointError, match="no state of a SelfAdaptation"):
+            run_adapt(adapter, tmp_path, resume=True)
+
+
+def test_a_folder_that_was_killed_while_it_was_made_can_be_used(adapter, tmp_path):
+    (tmp_path / "config.json.partial").write_text("{")
+    assert run_adapt(adapter, tmp_path).iteration == 8
+
+
+def test_a_monitor_that_nothing_measures_is_refused(adapter):
+    run = SelfAdaptation(adapter, config())
+    with pytest.raises(ConfigError, match="would never stop"):
+        run.fit(batches(2), stop=EmbeddingDrift())
+    blind = NoBottleneck()
+    blind.model = adapter.model
+    result = adapt(blind, IMAGES, config=config(), stop=None, progress=False)
+    with pytest.raises(ConfigError, match="was not measured"):
+        result.select(EmbeddingDrift())
+    with pytest.raises(ConfigError, match="at least one held-out image"):
+        Validation(adapter, run.initial, [])
+
+
+class Named(EmbeddingDrift):
+    name = "mine"
+
+
+def test_a_monitor_of_ones_own_stops_beside_the_papers(adapter):
+    result = run_adapt(adapter, None, stop=Named(1e-9))
+    assert result.iteration == 0
+    assert {"mine", "d_emb", "fn_rate"} <= result.history[-1].keys()

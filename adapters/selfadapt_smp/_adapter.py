@@ -65,7 +65,7 @@ class SmpAdapter(Adapter):
         size_multiple: int | None = None,
         decode: Any = None,
     ) -> None:
-        self.model = model.eval()
+        self.model = model
         self.outputs = parse_heads(outputs) if isinstance(outputs, str) else outputs
         self.normalize = normalize
         self.gray = gray
@@ -134,6 +134,7 @@ class SmpAdapter(Adapter):
             "normalize": self.normalize,
             "gray": self.gray,
             "embedding": self.embedding,
+            "channels": self.channels,
             "size_multiple": self.size_multiple,
         }
         if (heads := head_names(self.outputs)) is not None:
