@@ -20,7 +20,7 @@ from selfadapt._adaptation import SelfAdaptation, Stop
 from selfadapt._adapter import Adapter
 from selfadapt._config import Config
 from selfadapt._crops import Crops
-from selfadapt._errors import ConfigError, ImageError
+from selfadapt._errors import CheckpointError, ConfigError, ImageError
 from selfadapt._images import LazyImage, open_images, refuse_masks
 from selfadapt._monitors import EmbeddingDrift, Monitor, Validation, centre_crop
 from selfadapt._network import copy_network, is_finite
@@ -221,6 +221,11 @@ def _train(
     else:
         run.load_state_dict(state)
         history = [row for row in directory.read_history() if row["iteration"] <= run.iteration]
+        if not history or history[-1]["iteration"] != run.iteration:
+            raise CheckpointError(
+                f"{directory.path / 'history.csv'} does not reach the checkpoint at iteration "
+                f"{run.iteration}: start in a new folder."
+            )
         verdict = _judge(run, history, stop)
     if verdict:
         return history, verdict

@@ -53,7 +53,8 @@ def write_report(run: str | Path | RunDirectory, scores: Sequence[str] = ()) -> 
     ]
     rows = "".join(
         f"<tr{' class=chosen' if row['iteration'] == result['iteration'] else ''}>"
-        + "".join(f"<td>{_figure(row.get(name))}</td>" for name in _TABLE)
+        + "".join(f"<td>{_figure(name, row.get(name))}</td>" for name in _TABLE)
+        + "</tr>"
         for row in history
         if "d_emb" in row
     )
@@ -81,10 +82,10 @@ _TABLE = {
 }
 
 
-def _figure(value: float | None) -> str:
+def _figure(name: str, value: float | None) -> str:
     if value is None or math.isnan(value):
         return "-"
-    return str(int(value)) if value == int(value) and abs(value) > 1 else f"{value:.3f}"
+    return f"{value:.0f}" if name == "iteration" else f"{value:.3f}"
 
 
 def _draw_curves(history: Sequence[Row], chosen: int, own: Mapping[str, float]) -> str:
@@ -102,7 +103,7 @@ def _draw_curves(history: Sequence[Row], chosen: int, own: Mapping[str, float]) 
             axis.axhline(limit, color="#b03a2e", linestyle="--", linewidth=1, label=label)
             axis.legend(frameon=False, fontsize=8)
         if name != "loss":
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(bottom=0, top=1 if name == "kept" else None)
         axis.axvline(chosen, color="#555", linewidth=1)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("iteration", fontsize=9)

@@ -463,7 +463,12 @@ def test_resuming_on_other_images_is_refused(adapter, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("history.csv", "iteration,loss\nx,y\n"), ("data.json", "[1]"), ("config.json", "[1]")],
+    [
+        ("history.csv", "iteration,loss\nx,y\n"),
+        ("history.csv", "iteration,loss\n4,1\n"),
+        ("data.json", "[1]"),
+        ("config.json", "[1]"),
+    ],
 )
 def test_damaged_files_of_a_run_are_named(adapter, tmp_path, name, content):
     run_adapt(adapter, tmp_path)
