@@ -62,7 +62,7 @@ class Config:
     8
     """
 
-    iterations: int = 400
+    iterations: int = 200
     batch_size: int = 8
     crop: int = 128
     learning_rate: float = 1e-4
