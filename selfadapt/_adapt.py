@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class AdaptationResult:
     adapter: Adapter
     iteration: int
     reason: str
-    history: list[Row]
+    history: list[Row] = field(repr=False)
     directory: RunDirectory
 
     @property

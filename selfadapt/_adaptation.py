@@ -176,6 +176,11 @@ class SelfAdaptation:
         Raises:
             ConfigError: `stop` is a monitor, and `validation` does not measure it.
         """
+        if validation is not None and not isinstance(validation, Validation):
+            raise ConfigError(
+                f"validation is a {type(validation).__name__}: give Validation(adapter, "
+                "run.initial, images)."
+            )
         measured = [monitor.name for monitor in validation.monitors] if validation else []
         if isinstance(stop, Monitor) and stop.name not in measured:
             raise ConfigError(

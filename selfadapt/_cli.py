@@ -117,6 +117,11 @@ def _origin(model: str) -> dict[str, Any] | None:
     """What a RUN folder says of its adapter; None if `model` is no such folder."""
     directory = RunDirectory(model)
     if not (directory.path / ORIGIN).exists():
+        if (directory.path / "history.csv").exists():
+            raise CheckpointError(
+                f"{model!r} is a run made from Python: give its model, {str(directory.model)!r}, "
+                "with --adapter and its options."
+            )
         return None
     origin = directory.read_json(ORIGIN)
     if not isinstance(origin.get("adapter"), str) or not isinstance(origin.get("options"), dict):
@@ -144,11 +149,6 @@ def _open_model(kind: type[Adapter], options: Namespace) -> tuple[Adapter, dict[
             raise CheckpointError(f"run {model!r} is not finished: resume it first (--resume).")
         chosen = origin["options"] | chosen
         model = str(directory.model)
-    elif (directory.path / "history.csv").exists():
-        raise CheckpointError(
-            f"{model!r} is a run made from Python: give its model, {str(directory.model)!r}, "
-            "and the adapter's options."
-        )
     adapter = kind.from_pretrained(model, **chosen)
     adapter.model.to(pick_device(options.device))
     return adapter, chosen
@@ -175,9 +175,10 @@ def _adapt(words: Sequence[str]) -> None:
     adapter, chosen = _open_model(kind, options)
     run = _origin(options.model)
     origin = {"adapter": run["adapter"] if run else options.adapter, "options": chosen}
-    directory = RunDirectory(
-        options.out, {ORIGIN: json.dumps(origin, indent=2), "run.yaml": parser.dump(options)}
-    )
+    repeat = options.clone()
+    repeat.pop("resume")  # the file starts a run of its own
+    notes = {ORIGIN: json.dumps(origin, indent=2), "run.yaml": parser.dump(repeat)}
+    directory = RunDirectory(options.out, notes)
     result = adapt(
         adapter,
         options.images,

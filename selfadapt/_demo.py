@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 
 from selfadapt._adapt import adapt
 from selfadapt._config import Config
-from selfadapt._errors import AdapterNotFoundError
+from selfadapt._errors import AdapterNotFoundError, CheckpointError
 from selfadapt._matching import Matches, match
 from selfadapt._registry import load_adapter
 from selfadapt._report import write_report
+from selfadapt._rundir import RunDirectory
 
 
 def demo_image() -> tuple[NDArray[np.float32], NDArray[np.int32]]:
@@ -35,6 +36,13 @@ def run_demo(out: str | Path, iterations: int = 200) -> None:
     """Adapt the bundled network to the demo image; write run and report to the folder `out`."""
     image, labels = demo_image()
     adapter = load_adapter("smp").from_pretrained("demo")
+    config = Config(iterations=iterations, validate_every=20)
+    try:
+        RunDirectory(out).check(config, resume=False)
+    except CheckpointError:
+        raise CheckpointError(
+            f"{str(out)!r} is not empty: give another folder, --out DIR."
+        ) from None
     print(
         "Network  a small U-Net, trained on fluorescent nuclei of two other data sets\n"
         "Images   fluorescent nuclei, 512 x 512 (2018 Data Science Bowl, from the package\n"
@@ -42,7 +50,6 @@ def run_demo(out: str | Path, iterations: int = 200) -> None:
         "Adapting without labels; this takes a few minutes on a CPU ...",
         flush=True,
     )
-    config = Config(iterations=iterations, validate_every=20)
     result = adapt(adapter, image, config=config, output_dir=out)
     before = match(labels, adapter.segment(image))[0]
     after = match(labels, result.adapter.segment(image))[0]

@@ -87,6 +87,10 @@ def prepare(adapter: "Adapter", image: Image, name: str) -> Tensor:
         ImageError: the image is constant or not finite, has another number of channels than
             the network takes, or is smaller than it takes. `name` is named in the message.
     """
+    if image.ndim != 3:
+        raise ImageError(
+            f"{name} has shape {image.shape}, not [C, H, W]: give image[None] for one channel."
+        )
     check_image(image, name)
     prepared = np.ascontiguousarray(adapter.prepare(image), dtype=np.float32)
     if adapter.channels is not None and prepared.shape[0] != adapter.channels:

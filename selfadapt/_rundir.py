@@ -45,6 +45,9 @@ class RunDirectory:
         self.path = Path(path)
         self._notes = notes or {}
 
+    def __repr__(self) -> str:
+        return f"RunDirectory({str(self.path)!r})"
+
     @property
     def model(self) -> Path:
         """Where the adapted model is saved."""

@@ -137,6 +137,16 @@ def test_the_demo_prints_scores_and_writes_its_report(tmp_path, capsys):
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "Before   AP 0." in page
     assert page.count("<img") == 2
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == 2
+    captured = capsys.readouterr()
+    assert "give another folder, --out DIR" in captured.err
+    assert not captured.out
+
+
+def test_a_run_made_from_python_says_how_to_open_it(tmp_path, capsys):
+    (tmp_path / "history.csv").write_text("iteration\n")
+    assert main(["segment", "--model", str(tmp_path), "--images", "i", "--out", "o"]) == 2
+    assert "is a run made from Python" in capsys.readouterr().err
 
 
 def test_help_of_all(capsys):

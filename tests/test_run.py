@@ -502,6 +502,10 @@ def test_a_monitor_that_nothing_measures_is_refused(adapter):
     result = adapt(blind, IMAGES, config=config(), stop=None, progress=False)
     with pytest.raises(ConfigError, match="was not measured"):
         result.select(EmbeddingDrift())
+    with pytest.raises(ConfigError, match="give Validation"):
+        run.fit(batches(2), validation=[torch.zeros(1, 32, 32)])
+    with pytest.raises(ImageError, match=r"give image\[None\]"):
+        prepare(adapter, IMAGES[0], "nuclei")
     with pytest.raises(ConfigError, match="at least one held-out image"):
         Validation(adapter, run.initial, [])
 
