@@ -25,7 +25,7 @@ from selfadapt._images import LazyImage, open_images, refuse_masks
 from selfadapt._monitors import EmbeddingDrift, Monitor, Validation, centre_crop
 from selfadapt._network import copy_network, is_finite
 from selfadapt._predict import predict
-from selfadapt._prepare import prepare
+from selfadapt._prepare import is_constant, prepare
 from selfadapt._rundir import Row, RunDirectory
 
 LOG_EVERY = 10
@@ -120,6 +120,8 @@ def adapt(
             the first 256, before any training; a later image when it is read (`resume` goes on).
     """
     config = config or Config()
+    if resume and output_dir is None:
+        raise ConfigError("resume=True needs output_dir, the folder of the run to go on with.")
     directory = _open_directory(output_dir)
     directory.check(config, resume=resume)
     sources = _windows_of(images, channel_axis)
@@ -128,8 +130,6 @@ def adapt(
     else:
         held_out = _windows_of(validation, channel_axis)[: config.validation_images]
         refuse_masks(held_out)
-    if resume and output_dir is None:
-        raise ConfigError("resume=True needs output_dir, the folder of the run to go on with.")
     crops = Crops(adapter, sources, config)
     crops.check()
     run = SelfAdaptation(adapter, config)
@@ -144,7 +144,6 @@ def adapt(
     history, verdict = _train(run, crops, looks, stop, directory, progress=progress)
     adapted = _with_snapshot(adapter, directory, verdict.iteration, run.device)
     if output_dir is not None:
-        shown = [str(source) for source in held_out]
         before = adapter.with_model(run.initial)
         _export(before, adapted, looks.images, directory)
         directory.write_json(
@@ -153,7 +152,7 @@ def adapt(
                 "iteration": verdict.iteration,
                 "reason": verdict.reason,
                 "thresholds": {stop.name: stop.threshold} if isinstance(stop, Monitor) else {},
-                "held_out": shown,
+                "held_out": [str(source) for source in held_out],
             },
         )
     return AdaptationResult(adapted, verdict.iteration, verdict.reason, history, directory)
@@ -186,7 +185,7 @@ def hold_out(
     wanted = max(1, round(config.validation_share * len(sources)))
     count = min(wanted, config.validation_images, len(sources) - 1)
     order = np.random.default_rng(config.seed).permutation(len(sources)).tolist()
-    seeing = (i for i in order if not (sources[i].is_window and np.ptp(sources[i].read()) == 0))
+    seeing = (i for i in order if not (sources[i].is_window and is_constant(sources[i].read())))
     held_out = set(islice(seeing, count))
     if not held_out:
         raise ImageError("all windows of the image are blank: there is nothing to adapt to.")
@@ -236,14 +235,13 @@ def _train(
         shown: Row = {}
         for info in run.iterate(crops.batches(run.iteration, config.iterations), looks):
             bar.update()
-            look = run.iteration % config.validate_every == 0 or run.iteration == config.iterations
-            if not look and run.iteration % LOG_EVERY:
+            if not run.look_due and run.iteration % LOG_EVERY:
                 continue
             row = {"iteration": run.iteration, **{name: float(v) for name, v in info.items()}}
             history.append(row)
             shown |= {name: row[name] for name in _SHOWN if name in row}
             bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()})
-            if look:
+            if run.look_due:
                 verdict = _judge(run, history, stop)
                 if is_finite(run.exported):  # safe to go back to
                     directory.save_snapshot(run.iteration, run.exported)

@@ -87,6 +87,12 @@ class SelfAdaptation:
         """The network that is monitored and returned, as `config.export` says."""
         return self.student if self.config.export == "student" else self.teacher
 
+    @property
+    def look_due(self) -> bool:
+        """Whether this iteration is a validation point: every `validate_every`, and the last."""
+        last = self.iteration == self.config.iterations
+        return last or self.iteration % self.config.validate_every == 0
+
     def loss(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one batch, Eq. 1 + Eq. 2; no backward, no optimiser.
 
@@ -156,9 +162,7 @@ class SelfAdaptation:
             if self.iteration >= self.config.iterations:
                 return
             info: dict[str, Any] = dict(self.step(images))
-            last = self.iteration == self.config.iterations
-            due = last or self.iteration % self.config.validate_every == 0
-            if validation and due and bool(info["loss"].isfinite()):
+            if validation and self.look_due and bool(info["loss"].isfinite()):
                 info.update(validation(self.exported))
             yield info
 

@@ -140,7 +140,7 @@ def _read_config(path: str) -> dict[str, Any]:
 
 
 def _open_model(kind: type[Adapter], options: Namespace) -> tuple[Adapter, dict[str, Any]]:
-    """The adapter, and the options that open it again."""
+    """The adapter, and what `ORIGIN` says of a run with it."""
     names = [name for name in signature(kind.from_pretrained).parameters if name != "model"]
     chosen = {name: options[name] for name in names if options[name] is not None}
     model, directory = options.model, RunDirectory(options.model)
@@ -151,7 +151,8 @@ def _open_model(kind: type[Adapter], options: Namespace) -> tuple[Adapter, dict[
         model = str(directory.model)
     adapter = kind.from_pretrained(model, **chosen)
     adapter.model.to(pick_device(options.device))
-    return adapter, chosen
+    name = origin["adapter"] if origin else options.adapter
+    return adapter, {"adapter": name, "options": chosen}
 
 
 def _demo(words: Sequence[str]) -> None:
@@ -172,9 +173,7 @@ def _adapt(words: Sequence[str]) -> None:
     add("--resume", action="store_true", help="go on with RUN, or start it")
     parser.add_class_arguments(Config)
     options = parser.parse_args(words)
-    adapter, chosen = _open_model(kind, options)
-    run = _origin(options.model)
-    origin = {"adapter": run["adapter"] if run else options.adapter, "options": chosen}
+    adapter, origin = _open_model(kind, options)
     repeat = options.clone()
     repeat.pop("resume")  # the file starts a run of its own
     notes = {ORIGIN: json.dumps(origin, indent=2), "run.yaml": parser.dump(repeat)}

@@ -12,8 +12,8 @@ from selfadapt._adapter import Adapter
 from selfadapt._config import Config
 from selfadapt._errors import ImageError
 from selfadapt._images import LazyImage, refuse_masks
-from selfadapt._prepare import prepare
-from selfadapt._tiles import pad_far_side
+from selfadapt._prepare import is_constant, prepare
+from selfadapt._tiles import pad_far_side, round_up
 
 CHECKED = 256
 """That many images are read before the run starts."""
@@ -86,7 +86,7 @@ class Crops:
             return self._cache[index]
         source = self._images[index]
         pixels = source.read()
-        if source.is_window and pixels.min() == pixels.max():
+        if source.is_window and is_constant(pixels):
             return None
         image = self._cache[index] = prepare(self._adapter, pixels, str(source))
         while len(self._cache) > 1 and sum(i.nbytes for i in self._cache.values()) > CACHE_BYTES:
@@ -98,4 +98,4 @@ def crop_side(adapter: Adapter, config: Config) -> int:
     """`config.crop`, rounded up to what the network takes."""
     if adapter.fixed_size is not None:
         return adapter.fixed_size
-    return -(-config.crop // adapter.side_multiple) * adapter.side_multiple
+    return round_up(config.crop, adapter.side_multiple)

@@ -1,6 +1,11 @@
 """What went wrong on the user's side. The shell prints these as one line and exits with 2."""
 
 
+def first_line(error: BaseException) -> str:
+    """What a foreign error says, in one line, for a message of ours."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 class SelfAdaptError(Exception):
     """Base class of all errors that the user can mend."""
 

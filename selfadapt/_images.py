@@ -16,7 +16,7 @@ import zarr
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from selfadapt._errors import ImageError
+from selfadapt._errors import ImageError, first_line
 from selfadapt._prepare import Image, as_channels_first
 
 SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
@@ -210,8 +210,7 @@ class _Tiff:
 
 
 def _unreadable(path: Path, error: Exception) -> ImageError:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    return ImageError(f"{path.name} cannot be read as an image: {reason}")
+    return ImageError(f"{path.name} cannot be read as an image: {first_line(error)}")
 
 
 def _read_picture(path: Path) -> Image:

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from selfadapt._errors import ConfigError
+from selfadapt._errors import ConfigError, first_line
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -41,8 +41,7 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {name!r} cannot be used here: {reason}") from None
+        raise ConfigError(f"device {name!r} cannot be used here: {first_line(error)}") from None
 
 
 def select_parameters(model: nn.Module, trainable: str) -> list[str]:

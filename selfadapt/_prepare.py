@@ -72,11 +72,16 @@ def as_channels_first(array: Any, channel_axis: int | None, name: str) -> Image:
     return np.moveaxis(image, channel_axis, 0)
 
 
+def is_constant(image: Image) -> bool:
+    """Whether there is nothing to see: no pixel, or one value throughout."""
+    return bool(image.size == 0 or image.min() == image.max())
+
+
 def check_image(image: Image, name: str) -> None:
     """Raise ImageError for NaN, infinity, or a single value throughout."""
     if not np.isfinite(image).all():
         raise ImageError(f"{name} contains NaN or infinity: replace them before adapting.")
-    if image.size == 0 or image.min() == image.max():
+    if is_constant(image):
         raise ImageError(f"{name} is constant: there is nothing to see in it, leave it out.")
 
 

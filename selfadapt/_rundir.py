@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from selfadapt._config import Config
-from selfadapt._errors import CheckpointError
+from selfadapt._errors import CheckpointError, first_line
 
 Row = dict[str, float]
 
@@ -155,17 +155,18 @@ class RunDirectory:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             return state
         except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise CheckpointError(
-                f"{path} is damaged or no checkpoint of a run ({reason}): start in a new folder."
+                f"{path} is damaged or no checkpoint of a run ({first_line(error)}): start in a "
+                "new folder."
             ) from None
 
     def save_snapshot(self, iteration: int, model: nn.Module) -> None:
         """Keep the weights of a validation point."""
         target = self._snapshot(iteration)
         partial = target.with_suffix(".partial")
-        tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-        save_file({name: t.clone() for name, t in tensors.items()}, partial)
+        # clones, since safetensors refuses tensors that share memory
+        tensors = {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}
+        save_file({name: t.contiguous() for name, t in tensors.items()}, partial)
         os.replace(partial, target)
 
     def load_snapshot(self, iteration: int) -> dict[str, Tensor]:

@@ -35,8 +35,8 @@ def predict_tiled(
         Raw float32 outputs by head, `[channels, ceil(H / grid), ceil(W / grid)]`, on the CPU.
     """
     height, width = image.shape[-2:]
-    sides = [tile if fixed else min(tile, _round_up(n, multiple)) for n in (height, width)]
-    whole_cells = [_round_up(n, g) for n, g in zip((height, width), spec.grid, strict=True)]
+    sides = [tile if fixed else min(tile, round_up(n, multiple)) for n in (height, width)]
+    whole_cells = [round_up(n, g) for n, g in zip((height, width), spec.grid, strict=True)]
     padded = pad_far_side(image, [max(pair) for pair in zip(whole_cells, sides, strict=True)])
     starts = [
         list(_starts(size, side, step))
@@ -66,7 +66,8 @@ def predict_tiled(
     }
 
 
-def _round_up(size: int, multiple: int) -> int:
+def round_up(size: int, multiple: int) -> int:
+    """The smallest multiple that is at least `size`."""
     return -(-size // multiple) * multiple
 
 
