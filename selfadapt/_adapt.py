@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from pathlib import Path
@@ -130,6 +131,7 @@ def adapt(
     else:
         held_out = _windows_of(validation, channel_axis)[: config.validation_images]
         refuse_masks(held_out)
+    adapter = adapter.calibrated(sources)
     crops = Crops(adapter, sources, config)
     crops.check()
     run = SelfAdaptation(adapter, config)
@@ -288,7 +290,8 @@ def _export(
     before: Adapter, after: Adapter, images: Sequence[Tensor], directory: RunDirectory
 ) -> None:
     """Write the model in its native format, and what the report shows."""
-    with directory.replacing("model") as partial:
+    # whatever `save` prints would name the file by the name that it does not keep
+    with directory.replacing("model") as partial, redirect_stdout(None):
         after.save(partial)
     with directory.replacing("examples") as partial:
         partial.mkdir()

@@ -3,20 +3,26 @@
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from skimage.transform import resize
 from torch import Tensor, nn
 
 from selfadapt._errors import ModelError
 from selfadapt._heads import OutputSpec
 from selfadapt._predict import predict
 from selfadapt._prepare import Image, as_channels_first, normalize_percentile, prepare
+from selfadapt._tiles import predict_tiled, resize_labels
+
+if TYPE_CHECKING:
+    from selfadapt._images import LazyImage
+
+TILE = 512
+"""Largest tile side for networks that take any size."""
 
 
 class Adapter(ABC):
@@ -49,6 +55,22 @@ class Adapter(ABC):
         `model` is passed in because student, teacher and initial network share one adapter.
         """
 
+    def forward_tiled(self, model: nn.Module, image: Tensor) -> dict[str, Tensor]:
+        """Raw outputs of one prepared image `[C, H, W]` of any size, on `model`'s device.
+
+        Default: `forward` on overlapping tiles, blended. Override it where the family has a tiler
+        of its own. Returns float32 `[channels, ceil(H / grid), ceil(W / grid)]` on the CPU.
+        """
+        multiple = self.side_multiple
+        return predict_tiled(
+            lambda tiles: self.forward(model, tiles),
+            image,
+            self.outputs,
+            tile=self.fixed_size or max(TILE // multiple, 1) * multiple,
+            multiple=multiple,
+            fixed=self.fixed_size is not None,
+        )
+
     @abstractmethod
     def embedding_module(self, model: nn.Module) -> nn.Module | None:
         """The layer of `model` whose output is the bottleneck.
@@ -60,7 +82,8 @@ class Adapter(ABC):
     def decode(self, outputs: Mapping[str, Tensor]) -> NDArray[np.int32]:
         """Instances `[H, W]` of one image from its raw outputs `[channels, H / grid, W / grid]`.
 
-        Optional: without it only criteria that need no instances can stop a run.
+        They may be at another scale than the outputs, the image's own for instance. Optional:
+        without it only criteria that need no instances can stop a run.
         """
         raise no_decode(self)
 
@@ -83,19 +106,26 @@ class Adapter(ABC):
             image: numbers `[H, W]`, or three axes of which `channel_axis` holds the channels.
             channel_axis: position of the channel axis, where there is one.
         """
-        pixels = as_channels_first(image, channel_axis, "the image")
+        pixels = as_channels_first(image, channel_axis)
         labels = predict(self, self.model, prepare(self, pixels, "the image")).instances
         if labels is None:
             raise no_decode(self)
-        if labels.shape != pixels.shape[1:]:
-            labels = resize(
-                labels, pixels.shape[1:], order=0, preserve_range=True, anti_aliasing=False
-            )
-        return labels.astype(np.int32)
+        return resize_labels(labels, (pixels.shape[1], pixels.shape[2]))
 
     def save(self, path: str | Path) -> None:
         """Write the model as its family's tools load it. Default: a plain state dict."""
         torch.save(self.model.state_dict(), path)
+
+    def usage(self, path: Path) -> str | None:
+        """How the family's own tools open what `save(path)` has written; the shell prints it."""
+        return None
+
+    def calibrated(self, images: "Sequence[LazyImage]") -> Self:
+        """This adapter with what it left open (a scale, say) settled by the target images.
+
+        `adapt` and the shell call it once, before any work. Default: the adapter itself.
+        """
+        return self
 
     @classmethod
     def from_pretrained(cls, model: str, **options: Any) -> Self:

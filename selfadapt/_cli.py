@@ -189,6 +189,8 @@ def _adapt(words: Sequence[str]) -> None:
         channel_axis=options.channel_axis,
     )
     print(f"Result: {result.reason}.\nModel:  {directory.model}")
+    if usage := result.adapter.usage(directory.model):
+        print(f"Use it: {usage}")
     if find_spec("matplotlib"):
         print(f"Report: {write_report(directory)}")
     else:
@@ -214,7 +216,7 @@ def _segment(words: Sequence[str]) -> None:
     taken = next((file for file in files if file.exists()), None)
     if taken is not None:
         raise ImageError(f"{str(taken)!r} exists already: give a new folder.")
-    adapter, _ = _open_model(kind, options)
+    adapter = _open_model(kind, options)[0].calibrated(sources)
     out.mkdir(parents=True, exist_ok=True)
     for source, file in zip(tqdm(sources, unit="image", leave=False), files, strict=True):
         labels = _segment_source(adapter, source)
@@ -259,7 +261,7 @@ def _evaluate(words: Sequence[str]) -> None:
         raise ConfigError(f"there is no folder for --json {options.json!r}.")
     if missing:
         raise ImageError(f"no mask in {options.masks!r} for {missing[0]} ({len(missing)} missing).")
-    adapter, _ = _open_model(kind, options)
+    adapter = _open_model(kind, options)[0].calibrated(sources)
     per_image = []
     for source in tqdm(sources, unit="image", leave=False):
         mask = masks[source.stem].read()

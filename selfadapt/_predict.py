@@ -14,10 +14,6 @@ if TYPE_CHECKING:
     from selfadapt._adapter import Adapter
 
 from selfadapt._errors import OutputError
-from selfadapt._tiles import predict_tiled
-
-TILE = 512
-"""Largest tile side for networks that take any size."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +24,8 @@ class Prediction:
         outputs: raw outputs by head, float32 `[channels, H / grid, W / grid]`.
         embedding: mean of the bottleneck over all positions, `[D]`, not normalised; None where
             the adapter names no bottleneck.
-        instances: int32 `[H, W]`, 0 is background; None where the adapter cannot decode.
+        instances: int32 `[H, W]` at the scale of `decode`, 0 is background; None where the adapter
+            cannot decode.
     """
 
     outputs: Mapping[str, Tensor]
@@ -43,16 +40,9 @@ def predict(adapter: "Adapter", model: nn.Module, image: Tensor) -> Prediction:
     `model` is one of the adapter's networks (initial, student or teacher); its training mode is
     restored afterwards.
     """
-    multiple = adapter.side_multiple
+    image = image.to(next(model.parameters()).device)
     with evaluating(model), _pooled_bottlenecks(adapter.embedding_module(model)) as pooled:
-        outputs = predict_tiled(
-            lambda tiles: adapter.forward(model, tiles),
-            image.to(next(model.parameters()).device),
-            adapter.outputs,
-            tile=adapter.fixed_size or max(TILE // multiple, 1) * multiple,
-            multiple=multiple,
-            fixed=adapter.fixed_size is not None,
-        )
+        outputs = adapter.forward_tiled(model, image)
     embedding = torch.cat(pooled).mean(0) if pooled else None
     return Prediction(outputs, embedding, adapter.decode(outputs) if adapter.can_decode else None)
 

@@ -53,8 +53,12 @@ def to_gray(image: Image, *, invert: bool = False) -> Image:
     return image.max() - image if invert else image
 
 
-def as_channels_first(array: Any, channel_axis: int | None, name: str) -> Image:
-    """`[C, H, W]` from `[H, W]` or from three axes of which `channel_axis` is the channels."""
+def as_channels_first(array: Any, channel_axis: int | None, name: str = "the image") -> Image:
+    """`[C, H, W]` from `[H, W]` or from three axes of which `channel_axis` is the channels.
+
+    Raises:
+        ImageError: these are no numbers or other axes; `name` is named in the message.
+    """
     image = np.asarray(array)
     if image.dtype.kind not in "buif":
         raise ImageError(f"{name} holds {image.dtype}, not numbers that a network can take.")

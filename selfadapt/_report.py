@@ -15,6 +15,7 @@ from skimage.segmentation import find_boundaries
 
 from selfadapt._errors import CheckpointError, ModelError
 from selfadapt._rundir import Row, RunDirectory, write_file
+from selfadapt._tiles import resize_labels
 
 _CURVES = (
     ("loss", "loss, Eq. 1 + Eq. 2"),
@@ -144,9 +145,8 @@ def _display(image: NDArray[Any]) -> NDArray[np.float64]:
 def _outline(
     image: NDArray[np.float64], labels: NDArray[Any], colour: tuple[float, float, float]
 ) -> NDArray[np.float64]:
-    if labels.shape != image.shape[:2]:  # the adapter prepares at another scale than it decodes
-        return image
     painted = image.copy()
+    labels = resize_labels(labels, (image.shape[0], image.shape[1]))
     painted[find_boundaries(labels, mode="inner")] = colour
     return painted
 

@@ -1,9 +1,12 @@
 """Images of any size through a network that takes tiles."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from skimage.transform import resize
 from torch import Tensor
 
 from selfadapt._heads import OutputSpec
@@ -80,6 +83,13 @@ def pad_far_side(image: Tensor, sizes: Sequence[int]) -> Tensor:
         image.cpu().numpy(), [(0, 0), (0, missing[0]), (0, missing[1])], mode="symmetric"
     )
     return torch.from_numpy(pixels).to(image.device)
+
+
+def resize_labels(labels: NDArray[Any], size: tuple[int, int]) -> NDArray[np.int32]:
+    """Instances `[H, W]` at another size, each pixel that of its nearest neighbour."""
+    if labels.shape != size:
+        labels = resize(labels, size, order=0, preserve_range=True, anti_aliasing=False)
+    return labels.astype(np.int32)
 
 
 def _starts(size: int, side: int, step: int) -> Iterator[int]:

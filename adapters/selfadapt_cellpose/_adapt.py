@@ -1,0 +1,69 @@
+"""One line for a script that has a `CellposeModel` already."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cellpose.models import CellposeModel
+
+import selfadapt
+from selfadapt import Config, EmbeddingDrift
+from selfadapt_cellpose._adapter import CellposeAdapter
+
+
+def adapt(
+    model: CellposeModel,
+    images: Any,
+    *,
+    diameter: float | None = None,
+    channels: Sequence[int] | None = None,
+    channel_axis: int | None = None,
+    validation: Any = None,
+    config: Config | None = None,
+    stop: Callable[..., bool] | None = EmbeddingDrift(),  # noqa: B008 (reset before each use)
+    output_dir: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    **options: Any,
+) -> CellposeModel:
+    """Adapt a `CellposeModel` to images without labels; returns another one, ready for `eval`.
+
+        model = selfadapt_cellpose.adapt(model, images, diameter=22)
+        masks, flows, styles = model.eval(images, diameter=22)
+
+    The given model stays as it is. How the run ended is printed; `CellposeAdapter` with
+    `selfadapt.adapt` gives the run itself, with its snapshots, and `save`.
+
+    Args:
+        model: of Cellpose 3 or 4. A network of version 4 is returned in float32.
+        images: any source that `selfadapt.open_images` takes: arrays, files, a folder, zarr.
+        diameter: of the cells, in pixels; None: see `CellposeAdapter`.
+        channels: as in `CellposeModel.eval` of version 3.
+        channel_axis: position of the channels, where the source does not say it.
+        validation: see `selfadapt.adapt`, as for the arguments that follow.
+        config: all settings of the method.
+        stop: the criterion.
+        output_dir: keeps the run.
+        resume: go on with the run in `output_dir`.
+        progress: whether a progress bar and the result are printed.
+        options: further options of `CellposeAdapter`.
+
+    Raises:
+        SelfAdaptError: bad settings, model or images, before any training.
+    """
+    result = selfadapt.adapt(
+        CellposeAdapter(model, diameter=diameter, channels=channels, **options),
+        images,
+        validation=validation,
+        config=config,
+        stop=stop,
+        output_dir=output_dir,
+        resume=resume,
+        channel_axis=channel_axis,
+        progress=progress,
+    )
+    if progress:
+        print(f"Result: {result.reason}.", file=sys.stderr)
+    adapted: CellposeAdapter = result.adapter  # type: ignore[assignment]
+    return adapted.cellpose_model()

@@ -1,0 +1,201 @@
+"""From a name or a weights file to a `CellposeModel`, checked key for key, and back to a file."""
+
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from cellpose import io, models
+from cellpose.models import CellposeModel
+from torch import Tensor, nn
+
+from selfadapt import ModelError
+
+VERSION = version("cellpose")
+MAJOR = int(VERSION.partition(".")[0])
+CELLPOSE_3_NAMES = ("cyto", "cyto2", "cyto3", "nuclei")
+"""The zoo's names that everybody knows; Cellpose 4 would silently take its default instead."""
+CPNET_WIDTHS = [32, 64, 128, 256]
+"""The only widths that Cellpose's own loader builds."""
+DIAMETERS = ("diam_mean", "diam_labels")
+"""Version 3 files from before these were stored lack them, and no other tensor."""
+
+
+def open_cellpose(model: str) -> tuple[CellposeModel, bool]:
+    """The float32 model of a zoo name or a weights file, and whether the file has `diam_labels`.
+
+    Raises:
+        ModelError: there is no such model, or it does not fit the installed Cellpose.
+    """
+    path = find_weights(model)
+    state = read_weights(path)
+    if MAJOR >= 4:
+        opened = CellposeModel(pretrained_model=str(path), use_bfloat16=False)
+        check_state(state, opened.net, path)
+    else:
+        diameter = 17.0 if path.name.startswith("nuclei") else 30.0
+        net = build_cpnet(state, path, diameter)
+        opened = CellposeModel(gpu=False, nchan=net.nchan)
+        opened.net, opened.nbase, opened.pretrained_model = net, net.nbase, str(path)
+        opened.diam_mean, opened.diam_labels = (float(getattr(net, name)) for name in DIAMETERS)
+    return opened, "diam_labels" in state
+
+
+def find_weights(model: str) -> Path:
+    """The weights file that a path or a name means; Cellpose downloads what it knows."""
+    path = Path(model).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise ModelError(f"{model!r} is a folder: Cellpose keeps a network in one file, give that.")
+    if model in [*models.MODEL_NAMES, *models.get_user_models()]:
+        try:
+            return Path(models.model_path(model) if MAJOR < 4 else models.cache_model_path(model))
+        except OSError as error:
+            raise ModelError(
+                f"Cellpose cannot download {model!r} ({error}): connect to the internet, or give "
+                f"the path of its file (Cellpose looks in {models.MODEL_DIR})."
+            ) from None
+    if model in CELLPOSE_3_NAMES:
+        raise ModelError(f"{model!r} is a network of Cellpose 3, {_other_version(3)}")
+    if model.startswith(("cpsam", "cpdino")):
+        raise ModelError(f"{model!r} is a network of Cellpose 4, {_other_version(4)}")
+    raise ModelError(
+        f"there is no model {model!r}: give a weights file, or a name that Cellpose {VERSION} "
+        f"knows ({', '.join(models.MODEL_NAMES[:4])}, ...)."
+    )
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file, by the network's own names.
+
+    Raises:
+        ModelError: it is no Cellpose file, or one of another major version.
+    """
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # every kind of file fails in its own way
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise _no_cellpose_file(path, reason) from None
+    if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
+        raise _no_cellpose_file(path, f"it holds a {type(content).__name__}, no flat state dict")
+    state = {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    if "W2" in state:
+        theirs = 4
+    elif "output.2.weight" in state and any(name.startswith("downsample.") for name in state):
+        theirs = 3
+    else:
+        raise _no_cellpose_file(path, f"its first tensors are {', '.join(list(state)[:3])}")
+    if theirs != min(MAJOR, 4):
+        raise ModelError(
+            f"{str(path)!r} is a network of Cellpose {theirs}, {_other_version(theirs)}"
+        )
+    return state
+
+
+def _no_cellpose_file(path: Path, reason: str) -> ModelError:
+    return ModelError(
+        f"{str(path)!r} is no weights file of a Cellpose network ({reason}): give a file that "
+        "Cellpose has trained or saved."
+    )
+
+
+def _other_version(needed: int) -> str:
+    return (
+        f"and Cellpose {VERSION} is installed, which cannot run it: use an environment with "
+        f"pip install 'cellpose{'<4' if needed < 4 else '>=4'}'."
+    )
+
+
+def build_cpnet(state: Mapping[str, Tensor], path: Path, diameter: float) -> nn.Module:
+    """The CPnet of these tensors, whatever its widths; `diameter` where the file has none."""
+    from cellpose.resnet_torch import CPnet
+
+    class AnyWidthCPnet(CPnet):  # type: ignore[misc]
+        """A CPnet whose style fills the 256 numbers that Cellpose's tiler keeps for it."""
+
+        def forward(self, data: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+            outputs, style, maps = super().forward(data)
+            return outputs, nn.functional.pad(style, (0, 256 - style.shape[1])), maps
+
+    projections = [
+        tensor
+        for name, tensor in state.items()
+        if name.startswith("downsample.down.") and name.endswith(".proj.1.weight")
+    ]
+    if not projections:
+        raise _no_cellpose_file(path, "its encoder has no layer")
+    widths = [len(tensor) for tensor in projections]
+    kind = CPnet if widths == CPNET_WIDTHS else AnyWidthCPnet
+    channels, outputs = projections[0].shape[1], len(state["output.2.weight"])
+    net: nn.Module = kind([channels, *widths], outputs, sz=3, mkldnn=False, diam_mean=diameter)
+    check_state(state, net, path)
+    net.load_state_dict(state, strict=False)  # strict but for DIAMETERS, just checked
+    net.eval()
+    return net
+
+
+def shapes_of(net: nn.Module) -> dict[str, tuple[int, ...]]:
+    """What the state dict of a network must hold."""
+    return {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+
+
+def difference(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """What is wrong with a state dict, name by name; None if nothing is.
+
+    Cellpose's own loader takes what fits and leaves a missing layer at random values.
+    """
+    missing = [name for name in shapes if name not in state and name not in DIAMETERS]
+    unknown = [name for name in state if name not in shapes]
+    if missing:
+        return f"lacks {len(missing)} of its {len(shapes)} tensors ({missing[0]}, ...)"
+    if unknown:
+        return f"has {len(unknown)} tensors that are none of its own ({unknown[0]}, ...)"
+    for name, tensor in state.items():
+        if tuple(tensor.shape) != shapes[name]:
+            return f"has {name} of shape {tuple(tensor.shape)} instead of {shapes[name]}"
+        if not bool(tensor.isfinite().all()):
+            return f"has NaN or infinity in {name}"
+    return None
+
+
+def check_state(state: Mapping[str, Tensor], net: nn.Module, path: Path) -> None:
+    """Raise ModelError unless the tensors of a file are those of the network."""
+    if wrong := difference(state, shapes_of(net)):
+        raise ModelError(
+            f"{str(path)!r} {wrong}: the file is damaged, or of another architecture than "
+            f"{type(net).__name__}."
+        )
+
+
+def write_weights(net: nn.Module, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Save the flat float32 state dict of `net`, checked against `shapes` first, atomically."""
+    state = {
+        name: tensor.detach().cpu().float() if tensor.is_floating_point() else tensor.cpu()
+        for name, tensor in net.state_dict().items()
+    }
+    if wrong := difference(state, shapes):
+        raise ModelError(f"the network cannot be saved for Cellpose: it {wrong}.")
+    if not path.absolute().parent.is_dir():
+        raise ModelError(f"there is no folder {str(path.absolute().parent)!r} to save to.")
+    if path.is_dir():
+        raise ModelError(f"{str(path)!r} is a folder: give the name of a file.")
+    partial = path.with_name(f"{path.name}.partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def check_free(name: str) -> None:
+    """Raise ModelError if Cellpose has another model of that name, which this would replace."""
+    if name in models.MODEL_NAMES or (Path(models.MODEL_DIR) / name).exists():
+        raise ModelError(
+            f"Cellpose has a model {name!r} already: save under another name to register it."
+        )
+
+
+def register_in_gui(path: Path) -> None:
+    """Copy a saved file to Cellpose's folder and put it into the list of its GUI."""
+    Path(models.MODEL_DIR).mkdir(parents=True, exist_ok=True)
+    io.add_model(str(path))
