@@ -135,8 +135,14 @@ class SelfAdaptation:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss, info = self.loss(images)
-        loss.backward()
+        images = self._check_batch(images)
+        info: dict[str, Tensor] = {}
+        for part in images.chunk(self.config.accumulate):
+            share = len(part) / len(images)
+            loss, figures = self.loss(part)
+            (share * loss).backward()
+            for name, value in figures.items():
+                info[name] = info[name] + share * value if name in info else share * value
         if self.config.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.parameters(), self.config.gradient_clip)
         self.optimizer.step()

@@ -16,6 +16,8 @@ class Config:
     Args:
         iterations: optimiser steps (paper: 25,000).
         batch_size: crops per step (paper: 8).
+        accumulate: number of smaller batches that a step is split into, to save memory; each gets
+            labels, masks and gradients of its own.
         crop: side of the square training crop in pixels of the prepared image; rounded up to
             what the network takes, and replaced by its size where that is fixed.
         learning_rate: peak learning rate of AdamW.
@@ -64,6 +66,7 @@ class Config:
 
     iterations: int = 200
     batch_size: int = 8
+    accumulate: int = 1
     crop: int = 128
     learning_rate: float = 1e-4
     warmup: float = 0.05
@@ -112,6 +115,7 @@ class Config:
             self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
         for name, choices in _CHOICES.items():
             self._require(name, getattr(self, name) in choices, " or ".join(map(repr, choices)))
+        self._require("accumulate", self.accumulate <= self.batch_size, "at most batch_size")
         self._require("views", 1 <= self.views <= 8, "between 1 and 8")
         self._require("ema_decay", self.ema_decay < 1, "below 1 (at 1 the teacher never moves)")
         self._require("contrast", self.contrast * self.strength < 1, "below 1 / strength")
@@ -134,8 +138,8 @@ class Config:
 
 
 _POSITIVE = (
-    "iterations", "batch_size", "crop", "learning_rate", "ema_every", "validate_every",
-    "validation_images", "validation_size",
+    "iterations", "batch_size", "accumulate", "crop", "learning_rate", "ema_every",
+    "validate_every", "validation_images", "validation_size",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "weight_decay", "balance", "l2sp", "strength", "brightness", "contrast", "blur", "noise",

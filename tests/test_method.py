@@ -326,6 +326,21 @@ def test_gradient_clipping_bounds_the_step():
     assert float(norms.norm()) <= 1.001e-3
 
 
+def test_accumulated_parts_give_the_step_of_the_whole_batch():
+    images = torch.rand(4, 1, 16, 16)
+    students, last = [], []
+    for parts in (1, 4):
+        adapter = SmallAdapter()
+        adapter.model.bottleneck[2].p = 0.0
+        settings = config(batch_size=4, accumulate=parts, mask=False, strength=0, l2sp=0.1)
+        run = SelfAdaptation(adapter, settings)
+        run.step(images)
+        last.append(run.step(images))  # by now the weights have moved, and L2-SP counts
+        students.append([p.detach() for p in run.parameters()])
+    torch.testing.assert_close(*last, atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(*students, atol=1e-5, rtol=1e-3)
+
+
 def test_the_method_runs_in_somebody_elses_loop_and_leaves_the_random_state_alone():
     run = SelfAdaptation(SmallAdapter(), config())
     optimizer = torch.optim.SGD(run.parameters(), 1e-2)

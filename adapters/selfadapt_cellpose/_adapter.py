@@ -4,7 +4,8 @@ import copy
 import logging
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -197,7 +198,7 @@ class CellposeAdapter(Adapter):
         sides = self._size_before(fields.shape[0], fields.shape[1])
         if self.resample and scale != 1:
             fields = transforms.resize_image(fields, *sides)
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # torch's, on sparse
+        with _no_word_on_sparse_tensors():
             masks: NDArray[Any] = dynamics.resize_and_compute_masks(
                 np.ascontiguousarray(fields[..., :2].transpose(2, 0, 1)),
                 np.ascontiguousarray(fields[..., 2]),
@@ -217,7 +218,7 @@ class CellposeAdapter(Adapter):
             raise ImageError("the image contains NaN or infinity: replace them first.")
         self._scale  # noqa: B018 (raises if it is not known)
         pixels, options = self._for_cellpose(pixels)
-        with warnings.catch_warnings(action="ignore", category=UserWarning):
+        with _no_word_on_sparse_tensors():
             masks: NDArray[Any] = self._around(self.model).eval(
                 pixels,
                 channels=options.get("channels"),
@@ -393,6 +394,14 @@ class CellposeAdapter(Adapter):
         model.gpu = model.device.type != "cpu"
         model.diam_labels = self.diameter
         return model
+
+
+@contextmanager
+def _no_word_on_sparse_tensors() -> Iterator[None]:
+    """Cellpose's dynamics build them, and torch asks the user whether to check them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse invariant checks", UserWarning)
+        yield
 
 
 _NO_OPTIONS = ("cls", "model", "__class__")

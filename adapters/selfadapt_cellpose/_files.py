@@ -32,7 +32,13 @@ def open_cellpose(model: str) -> tuple[CellposeModel, bool]:
     path = find_weights(model)
     state = read_weights(path)
     if MAJOR >= 4:
-        opened = CellposeModel(pretrained_model=str(path), use_bfloat16=False)
+        try:
+            opened = CellposeModel(pretrained_model=str(path), use_bfloat16=False)
+        except RuntimeError as error:  # torch: a tensor has another shape
+            raise ModelError(
+                f"{str(path)!r} is of another architecture than its names say: "
+                f"{str(error).splitlines()[-1].strip()}"
+            ) from None
         check_state(state, opened.net, path)
     else:
         diameter = 17.0 if path.name.startswith("nuclei") else 30.0
@@ -81,7 +87,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise _no_cellpose_file(path, reason) from None
     if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
         raise _no_cellpose_file(path, f"it holds a {type(content).__name__}, no flat state dict")
-    state = {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    state = dict(content)
     if "W2" in state:
         theirs = 4
     elif "output.2.weight" in state and any(name.startswith("downsample.") for name in state):
