@@ -5,8 +5,8 @@
 Networks: `cpnet_nuclei` (Cellpose's own size) and `cpnet_nuclei_small`, trained on two sets of
 fluorescent nuclei. Targets: `fluo256` and `he` (H&E as inverted gray) of dsb2018, and
 `usiigaci_phase` (whole cells in phase contrast, which the networks have never seen). Every third
-image is scored, at most 20; the others are adapted to, with the defaults. Diameters are the medians of the
-sets, as a user would enter them. One run without a criterion gives every stop, as its figures and
+image is scored, at most 20; the others are adapted to, with the defaults. Diameters are the medians
+of the sets, as a user would enter them. One run without a criterion gives every stop, as its figures and
 snapshots are kept. Finished cells are kept in the output folder and skipped.
 """
 
@@ -90,9 +90,7 @@ def table(cells: list[dict[str, Any]]) -> str:
             f"{m:.3f}" + (f" ± {s:.3f}" if len(runs) > 1 and k else "")
             for k, (m, s) in enumerate(zip(means, spreads, strict=True))
         ]
-        lines.append(
-            f"| {network} | {Path(target).name} | {len(runs)} | {' | '.join(shown)} |"
-        )
+        lines.append(f"| {network} | {Path(target).name} | {len(runs)} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 

@@ -176,7 +176,7 @@ def test_an_unadapted_network_gives_cellposes_masks(trained, factor, resample):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"normalize": {"percentile": [3.0, 98.0]}}, {"cellprob_threshold": -1.0, "min_size": 40}],
+    [{}, {"normalize": {"percentile": [3.0, 98.0]}}, {"cellprob_threshold": 0.5, "min_size": 25}],
 )
 def test_options_mean_what_they_mean_in_cellpose(trained, options):
     two = np.stack([IMAGE, IMAGE[::-1]])
@@ -206,11 +206,18 @@ def test_images_are_left_as_they_are(trained):
     np.testing.assert_array_equal(image[0], IMAGE)
 
 
+def dense(model):
+    """The network's state dict, whatever the layout of its tensors."""
+    state = model.net.state_dict()
+    return {name: t.to_dense() if t.is_mkldnn else t.clone() for name, t in state.items()}
+
+
 def test_one_line_adapts_a_cellpose_model_and_leaves_it_alone(trained, capsys):
     model = CellposeModel(gpu=False, pretrained_model=str(trained), **BFLOAT16)
-    before = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
-    flags = dict(vars(model)) | {"net": None}
     images = [discs(k, (80, 91))[0] for k in range(3)]
+    model.eval(images[0], diameter=11)  # Cellpose 3 leaves MKL-DNN tensors in the network
+    before = dense(model)
+    flags = dict(vars(model)) | {"net": None}
     adapted = selfadapt_cellpose.adapt(
         model, images, diameter=11, config=config(iterations=2, views=2), stop=None
     )
@@ -218,13 +225,12 @@ def test_one_line_adapts_a_cellpose_model_and_leaves_it_alone(trained, capsys):
     assert isinstance(adapted, CellposeModel)
     assert adapted.eval(images[0], diameter=11)[0].shape == (80, 91)
     assert dict(vars(model)) | {"net": None} == flags
-    for name, tensor in model.net.state_dict().items():
+    for name, tensor in dense(model).items():
         assert torch.equal(tensor, before[name]), name
-    moved = [n for n, t in adapted.net.state_dict().items() if not torch.equal(t, before[n])]
-    assert len(moved) > 10
+    after = dense(adapted)
+    assert len([name for name in before if not torch.equal(after[name], before[name])]) > 10
     assert float(adapted.net.diam_labels) == 11
     if MAJOR == 3:
-        assert adapted.net.mkldnn == model.net.mkldnn
         assert adapted.diam_labels == 11
         np.testing.assert_array_equal(
             adapted.eval(images[0])[0], adapted.eval(images[0], diameter=11)[0]
@@ -339,8 +345,16 @@ def test_checkpointing_changes_memory_and_nothing_else(trained):
     assert kept[0][2].keys() == kept[1][2].keys()
 
 
+@pytest.fixture
+def deterministic():
+    """Relative positions are looked up by an index, whose backward sums in any order else."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @cellpose4
-def test_stochastic_depth_is_repeated_by_a_resumed_run(trained):
+def test_stochastic_depth_is_repeated_by_a_resumed_run(trained, deterministic):
     batches = torch.rand(4, 1, 1, 256, 256)
     settings = config(batch_size=1, views=1)
     whole = SelfAdaptation(CellposeAdapter(trained), settings)
@@ -578,7 +592,7 @@ REAL = {
 def test_real_images_give_cellposes_masks_at_their_own_and_at_another_diameter(target):
     weights, options = SHARED / "models/cpnet_nuclei/weights.pt", dict(REAL[target])
     model = CellposeModel(gpu=False, pretrained_model=str(weights))
-    pixels = open_images(SHARED / "data" / target / "images")[1].read()[:, :301, :257]
+    pixels = open_images(SHARED / "data" / target / "images")[0].read()[:, :301, :257]
     for diameter in (options.pop("diameter"), 17.0, 12.5):
         adapter = CellposeAdapter(weights, diameter=diameter, **options)
         keywords = dict(options) | {"diameter": diameter}
@@ -602,8 +616,10 @@ def test_the_unmodified_command_line_of_cellpose_gives_our_masks(tmp_path):
     (tmp_path / "images").mkdir()
     for k, image in enumerate(images):
         tifffile.imwrite(tmp_path / "images" / f"{k}.tif", image[0])
-    command = [sys.executable, "-m", "cellpose", "--pretrained_model", str(tmp_path / "adapted"),
-               "--dir", str(tmp_path / "images"), "--diameter", "14", "--save_tif", "--no_npy"]  # fmt: skip
+    command = [
+        sys.executable, "-m", "cellpose", "--pretrained_model", str(tmp_path / "adapted"),
+        "--dir", str(tmp_path / "images"), "--diameter", "14", "--save_tif", "--no_npy",
+    ]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True)
     for k, image in enumerate(images):
         theirs = tifffile.imread(tmp_path / "images" / f"{k}_cp_masks.tif")

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from cellpose import dynamics, transforms, utils
+from cellpose import dynamics, transforms
 from cellpose.core import run_net
 from cellpose.models import CellposeModel
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ from selfadapt_cellpose._files import (
     check_free,
     open_cellpose,
     read_weights,
+    rebuilt,
     register_in_gui,
     shapes_of,
     write_weights,
@@ -114,7 +115,6 @@ class CellposeAdapter(Adapter):
         self._template = copy.copy(template)  # all settings of the CellposeModel, and no network
         self._template.net = None
         self._shapes = shapes_of(net)
-        self._mkldnn = bool(getattr(template, "mkldnn", False))
         transformer = is_transformer(net)
         if channels is not None and transformer:
             raise ConfigError(
@@ -233,11 +233,12 @@ class CellposeAdapter(Adapter):
         return masks.astype(np.int32)
 
     def cellpose_model(self) -> CellposeModel:
-        """A `CellposeModel` of its own around a copy of the network, ready for `eval`."""
-        net: Any = copy.deepcopy(self.model).eval()
-        if not is_transformer(net):
-            net.mkldnn = self._mkldnn
-        return self._around(net)
+        """A `CellposeModel` of its own around a copy of the network, ready for `eval`.
+
+        It does without MKL-DNN, for which Cellpose 3 changes the network's tensors in place, so
+        that it can be saved after `eval`, too.
+        """
+        return self._around(copy.deepcopy(self.model).eval())
 
     def save(self, path: str | Path, *, register: bool = False) -> None:
         """Write the weights file that Cellpose itself opens, and print the line that opens it.
@@ -295,13 +296,15 @@ class CellposeAdapter(Adapter):
         trial.diameter = self.diam_mean
         for _ in range(2):
             labels = [trial.segment(image.read(), channel_axis=0) for image in chosen]
-            roots = np.concatenate([utils.diameters(found)[1] for found in labels])
-            if not len(roots):
+            areas = np.concatenate(
+                [np.unique(found[found > 0], return_counts=True)[1] for found in labels]
+            )
+            if not len(areas):
                 raise ModelError(
                     "the diameter cannot be estimated: the network finds no instance in "
                     f"{chosen[0]} and {len(chosen) - 1} others. Give the diameter."
                 )
-            trial.diameter = float(np.median(roots) / (math.sqrt(math.pi) / 2))
+            trial.diameter = 2 * math.sqrt(float(np.median(areas)) / math.pi)
         return trial.diameter
 
     @classmethod
@@ -390,9 +393,9 @@ class CellposeAdapter(Adapter):
         """The original `CellposeModel` with another network."""
         model = copy.copy(self._template)
         model.net = net
-        model.device = next(net.parameters()).device
+        model.device, model.mkldnn = next(net.parameters()).device, False
         model.gpu = model.device.type != "cpu"
-        model.diam_labels = self.diameter
+        model.diam_mean, model.diam_labels = self.diam_mean, self.diameter
         return model
 
 
@@ -441,6 +444,9 @@ def _copy_of(model: Any) -> nn.Module:
     if not isinstance(model, CellposeModel):
         hint = ": give its CellposeModel, model.cp" if hasattr(model, "cp") else ""
         raise ModelError(f"a {type(model).__name__} is no name, file or CellposeModel{hint}.")
+    check_network(model.net)
+    if not is_transformer(model.net):
+        return rebuilt(model.net).to(model.device)
     net: nn.Module = copy.deepcopy(model.net)
     file = Path(str(model.pretrained_model))
     if next(net.parameters()).dtype == torch.bfloat16 and file.is_file():

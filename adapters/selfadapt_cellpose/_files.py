@@ -39,10 +39,10 @@ def open_cellpose(model: str) -> tuple[CellposeModel, bool]:
                 f"{str(path)!r} is of another architecture than its names say: "
                 f"{str(error).splitlines()[-1].strip()}"
             ) from None
-        check_state(state, opened.net, path)
+        check_state(state, opened.net, repr(str(path)))
     else:
         diameter = 17.0 if path.name.startswith("nuclei") else 30.0
-        net = build_cpnet(state, path, diameter)
+        net = build_cpnet(state, repr(str(path)), diameter)
         opened = CellposeModel(gpu=False, nchan=net.nchan)
         opened.net, opened.nbase, opened.pretrained_model = net, net.nbase, str(path)
         opened.diam_mean, opened.diam_labels = (float(getattr(net, name)) for name in DIAMETERS)
@@ -84,16 +84,20 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # every kind of file fails in its own way
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-        raise _no_cellpose_file(path, reason) from None
+        raise _no_cellpose_file(repr(str(path)), reason) from None
     if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
-        raise _no_cellpose_file(path, f"it holds a {type(content).__name__}, no flat state dict")
+        raise _no_cellpose_file(
+            repr(str(path)), f"it holds a {type(content).__name__}, no flat state dict"
+        )
     state = dict(content)
     if "W2" in state:
         theirs = 4
     elif "output.2.weight" in state and any(name.startswith("downsample.") for name in state):
         theirs = 3
     else:
-        raise _no_cellpose_file(path, f"its first tensors are {', '.join(list(state)[:3])}")
+        raise _no_cellpose_file(
+            repr(str(path)), f"its first tensors are {', '.join(list(state)[:3])}"
+        )
     if theirs != min(MAJOR, 4):
         raise ModelError(
             f"{str(path)!r} is a network of Cellpose {theirs}, {_other_version(theirs)}"
@@ -101,9 +105,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _no_cellpose_file(path: Path, reason: str) -> ModelError:
+def _no_cellpose_file(source: str, reason: str) -> ModelError:
     return ModelError(
-        f"{str(path)!r} is no weights file of a Cellpose network ({reason}): give a file that "
+        f"{source} is no weights file of a Cellpose network ({reason}): give a file that "
         "Cellpose has trained or saved."
     )
 
@@ -115,8 +119,8 @@ def _other_version(needed: int) -> str:
     )
 
 
-def build_cpnet(state: Mapping[str, Tensor], path: Path, diameter: float) -> nn.Module:
-    """The CPnet of these tensors, whatever its widths; `diameter` where the file has none."""
+def build_cpnet(state: Mapping[str, Tensor], source: str, diameter: float) -> nn.Module:
+    """The CPnet of these tensors, whatever its widths; `diameter` where they have none."""
     from cellpose.resnet_torch import CPnet
 
     class AnyWidthCPnet(CPnet):  # type: ignore[misc]
@@ -132,15 +136,28 @@ def build_cpnet(state: Mapping[str, Tensor], path: Path, diameter: float) -> nn.
         if name.startswith("downsample.down.") and name.endswith(".proj.1.weight")
     ]
     if not projections:
-        raise _no_cellpose_file(path, "its encoder has no layer")
+        raise _no_cellpose_file(source, "its encoder has no layer")
     widths = [len(tensor) for tensor in projections]
     kind = CPnet if widths == CPNET_WIDTHS else AnyWidthCPnet
     channels, outputs = projections[0].shape[1], len(state["output.2.weight"])
     net: nn.Module = kind([channels, *widths], outputs, sz=3, mkldnn=False, diam_mean=diameter)
-    check_state(state, net, path)
+    check_state(state, net, source)
     net.load_state_dict(state, strict=False)  # strict but for DIAMETERS, just checked
     net.eval()
     return net
+
+
+def rebuilt(net: nn.Module) -> nn.Module:
+    """A copy of a CPnet, even of one that `eval` on a CPU has turned into MKL-DNN tensors."""
+    state = {
+        name: (tensor.to_dense() if tensor.is_mkldnn else tensor).detach().clone()
+        for name, tensor in net.state_dict().items()
+    }
+    for name in [name for name in state if name.endswith("running_mean")]:
+        # MKL-DNN layers do without; Cellpose's batch norm never looks at it
+        counter = name.replace("running_mean", "num_batches_tracked")
+        state.setdefault(counter, torch.tensor(0))
+    return build_cpnet(state, "the given model", 30.0)
 
 
 def shapes_of(net: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -167,11 +184,11 @@ def difference(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]
     return None
 
 
-def check_state(state: Mapping[str, Tensor], net: nn.Module, path: Path) -> None:
-    """Raise ModelError unless the tensors of a file are those of the network."""
+def check_state(state: Mapping[str, Tensor], net: nn.Module, source: str) -> None:
+    """Raise ModelError unless the tensors of `source` are those of the network."""
     if wrong := difference(state, shapes_of(net)):
         raise ModelError(
-            f"{str(path)!r} {wrong}: the file is damaged, or of another architecture than "
+            f"{source} {wrong}: it is damaged, or of another architecture than "
             f"{type(net).__name__}."
         )
 
