@@ -6,8 +6,8 @@ Networks: `cpnet_nuclei` (Cellpose's own size) and `cpnet_nuclei_small`, trained
 fluorescent nuclei. Targets: `fluo256` and `he` (H&E as inverted gray) of dsb2018, and
 `usiigaci_phase` (whole cells in phase contrast, which the networks have never seen). Every third
 image is scored, at most 20; the others are adapted to, with the defaults. Diameters are the medians
-of the sets, as a user would enter them. One run without a criterion gives every stop, as its figures and
-snapshots are kept. Finished cells are kept in the output folder and skipped.
+of the sets, as a user would enter them. One run without a criterion gives every stop, as its
+figures and snapshots are kept. Finished cells are kept in the output folder and skipped.
 """
 
 import argparse

@@ -22,13 +22,15 @@ class _L2SP(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, initial: Sequence[Tensor], *weights: Tensor) -> Tensor:
         shift = torch._foreach_sub(weights, list(initial))
-        ctx.save_for_backward(*shift)
+        ctx.count = len(weights)
+        ctx.save_for_backward(*weights, *initial)  # no copies: the shift is computed again
         return torch.stack(torch._foreach_norm(shift)).square().sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return None, *torch._foreach_mul(ctx.saved_tensors, 2 * grad)
+        weights, initial = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        return None, *torch._foreach_mul(torch._foreach_sub(weights, initial), 2 * grad)
 
 
 def l2_sp(weights: Sequence[Tensor], initial: Sequence[Tensor]) -> Tensor:
