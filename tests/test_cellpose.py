@@ -503,6 +503,8 @@ def test_a_zoo_network_that_cannot_be_downloaded_says_so(tmp_path, monkeypatch):
         ({"flow_threshold": -1.0}, "flow_threshold=-1.0"),
         ({"cellprob_threshold": float("inf")}, "cellprob_threshold=inf"),
         ({"min_size": -5}, "min_size=-5"),
+        ({"normalize": False, "invert": True}, "Cannot invert image without normalization"),
+        ({"normalize": {"percentil": [1, 99]}}, "percentil"),
         (
             {"checkpoint": True} if MAJOR == 3 else {"channels": (0, 0)},
             f"is an option of Cellpose {4 if MAJOR == 3 else 3}",

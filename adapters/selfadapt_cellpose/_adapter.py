@@ -139,6 +139,7 @@ class CellposeAdapter(Adapter):
             **(normalize if isinstance(normalize, dict) else {"normalize": normalize}),
             **({"invert": True} if invert else {}),
         }
+        _check_normalization(self.normalization)
         self.resample = resample
         self._sizes: dict[tuple[int, int], tuple[int, int] | None] = {}
         self.diam_mean = 30.0 if transformer else float(template.diam_mean)
@@ -437,6 +438,16 @@ def _check_options(
         )
     if min_size < -1:
         raise ConfigError(f"min_size={min_size} is not allowed: it must be 0 or more.")
+
+
+def _check_normalization(parameters: Mapping[str, Any]) -> None:
+    """Try them, as Cellpose checks them only when it normalises."""
+    try:
+        transforms.normalize_img(np.arange(48, dtype=np.float32).reshape(4, 4, 3), **parameters)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"normalize and invert as {dict(parameters)} are not allowed by Cellpose: {error}."
+        ) from None
 
 
 def _copy_of(model: Any) -> nn.Module:
