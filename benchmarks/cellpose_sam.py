@@ -37,6 +37,8 @@ def gib(tensors: Any) -> float:
 
 def one_step(file: Path, device: str, *, checkpoint: bool = False, **changes: Any) -> Any:
     """Figures of one step on one crop, and the run after it."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     adapter = CellposeAdapter(file, checkpoint=checkpoint)
     run = SelfAdaptation(adapter, Config(batch_size=1, views=1, device=device, **changes))
     parameters = [*run.student.parameters(), *run.initial.parameters()]

@@ -16,8 +16,8 @@ class Config:
     Args:
         iterations: optimiser steps (paper: 25,000).
         batch_size: crops per step (paper: 8).
-        accumulate: number of smaller batches that a step is split into, to save memory; each gets
-            labels, masks and gradients of its own.
+        accumulate: number of smaller batches that a step is split into, to save memory; each is
+            augmented, labelled and masked by itself, and moves the running percentile once.
         crop: side of the square training crop in pixels of the prepared image; rounded up to
             what the network takes, and replaced by its size where that is fixed.
         learning_rate: peak learning rate of AdamW.

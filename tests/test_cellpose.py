@@ -176,10 +176,17 @@ def test_an_unadapted_network_gives_cellposes_masks(trained, factor, resample):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"normalize": {"percentile": [3.0, 98.0]}}, {"cellprob_threshold": 0.5, "min_size": 25}],
+    [
+        {},
+        {"normalize": False},
+        {"normalize": {"normalize": True, "percentile": [3.0, 98.0]}},
+        {"cellprob_threshold": 0.5, "min_size": 25},
+    ],
 )
 def test_options_mean_what_they_mean_in_cellpose(trained, options):
     two = np.stack([IMAGE, IMAGE[::-1]])
+    if options.get("normalize") is False:
+        two = (two - np.percentile(two, 1)) / np.ptp(np.percentile(two, (1, 99)))
     model = CellposeModel(gpu=False, pretrained_model=str(trained), **BFLOAT16)
     adapter = CellposeAdapter(trained, diameter=OWN_SCALE, **options)
     expected = masks_of_eval(model, two, channel_axis=0, diameter=OWN_SCALE, **options)
@@ -382,6 +389,29 @@ def test_float32_weights_come_back_from_the_file_of_a_bfloat16_model(trained):
     model.net.out.bias.data += 1  # no longer the file's: what is in memory counts
     other = CellposeAdapter(model)
     assert torch.equal(other.model.out.bias, model.net.out.bias.float())
+
+
+@cellpose3
+def test_what_an_earlier_eval_leaves_in_cellpose_does_not_matter(trained):
+    adapter = CellposeAdapter(trained, diameter=12)
+    expected = adapter.segment(IMAGE)
+    model = CellposeModel(gpu=False, pretrained_model=str(trained))
+    model.eval(IMAGE.copy(), diameter=12, invert=True, normalize=True)  # changes a global of theirs
+    np.testing.assert_array_equal(adapter.segment(IMAGE), expected)
+
+
+@cellpose3
+def test_an_old_zoo_file_keeps_the_diameter_that_cellpose_knows_by_its_name(trained, tmp_path):
+    state = {name: t for name, t in torch.load(trained).items() if not name.startswith("diam_")}
+    torch.save(state, tmp_path / "nucleitorch_0")
+    model = CellposeModel(gpu=False, pretrained_model=str(tmp_path / "nucleitorch_0"))
+    for given in (model, tmp_path / "nucleitorch_0"):
+        adapter = CellposeAdapter(given)
+        assert (adapter.diam_mean, adapter.diameter) == (17, None)
+        adapter = CellposeAdapter(given, diameter=21)
+        adapter.save(tmp_path / "saved")
+        saved = CellposeModel(gpu=False, pretrained_model=str(tmp_path / "saved"))
+        assert (saved.diam_mean, saved.diam_labels) == (17, 21)
 
 
 @cellpose3

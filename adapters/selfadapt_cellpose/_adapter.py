@@ -109,8 +109,8 @@ class CellposeAdapter(Adapter):
             template, has_diameter = open_cellpose(str(model))
             net = template.net
         else:
-            template, has_diameter = model, True
-            net = _copy_of(model)
+            net, has_diameter = _copy_of(model)
+            template = model
         check_network(net)
         self._template = copy.copy(template)  # all settings of the CellposeModel, and no network
         self._template.net = None
@@ -120,6 +120,11 @@ class CellposeAdapter(Adapter):
             raise ConfigError(
                 f"channels={tuple(channels)} is an option of Cellpose 3; version 4 takes up to "
                 "three channels in any order: leave it out."
+            )
+        if channels is not None and net.nchan != 2:
+            raise ConfigError(
+                f"channels={tuple(channels)} is for networks of two channels, and this one has "
+                f"{net.nchan}: leave it out."
             )
         if checkpoint and not transformer:
             raise ConfigError("checkpoint=True is an option of Cellpose 4: leave it out.")
@@ -135,14 +140,15 @@ class CellposeAdapter(Adapter):
         self.flow_threshold = flow_threshold
         self.cellprob_threshold = cellprob_threshold
         self.min_size = min_size
-        self.normalization = {
-            **(normalize if isinstance(normalize, dict) else {"normalize": normalize}),
-            **({"invert": True} if invert else {}),
-        }
+        # all keys that `eval` may have left changed in Cellpose's own defaults
+        given = normalize if isinstance(normalize, dict) else {"normalize": normalize}
+        self.normalization = {"normalize": True, "invert": invert, **given}
         _check_normalization(self.normalization)
         self.resample = resample
-        self._sizes: dict[tuple[int, int], tuple[int, int] | None] = {}
+        self._sizes: dict[tuple[int, ...], tuple[int, int]] = {}
         self.diam_mean = 30.0 if transformer else float(template.diam_mean)
+        if not transformer:  # of a zoo file without it, Cellpose knows it by the name alone
+            net.get_parameter("diam_mean").data.fill_(self.diam_mean)
         self.diameter: float | None = None
         if diameter is not None:
             self._set_diameter(diameter)
@@ -175,20 +181,15 @@ class CellposeAdapter(Adapter):
 
     def prepare(self, image: NDArray[Any]) -> NDArray[np.float32]:
         scale = self._scale
-        if min(image.shape[1:]) * scale < 1:
-            raise ImageError(
-                f"an image of {image.shape[1]} x {image.shape[2]} pixels is too small for cells of "
-                f"{self.diameter} pixels: give their diameter in these images."
-            )
         pixels, options = self._for_cellpose(image)
         converted = transforms.convert_image(pixels, **options)
-        normalised = transforms.normalize_img(converted, **self.normalization)
+        normalised = converted
+        if self.normalization["normalize"]:  # as in eval
+            normalised = transforms.normalize_img(converted, **self.normalization)
         if scale != 1:
             rescaled = transforms.resize_image(normalised, rsz=scale)
             normalised = rescaled.reshape(*rescaled.shape[:2], -1)  # one channel loses its axis
-        (height, width), prepared = image.shape[1:], normalised.shape[:2]
-        if self._sizes.setdefault(prepared, (height, width)) != (height, width):
-            self._sizes[prepared] = None
+        self._sizes.setdefault(normalised.shape[:2], (image.shape[1], image.shape[2]))
         return np.asarray(normalised.transpose(2, 0, 1), np.float32)
 
     def decode(self, outputs: Mapping[str, Tensor]) -> NDArray[np.int32]:
@@ -217,7 +218,6 @@ class CellposeAdapter(Adapter):
         pixels = as_channels_first(image, channel_axis)
         if not np.isfinite(pixels).all():
             raise ImageError("the image contains NaN or infinity: replace them first.")
-        self._scale  # noqa: B018 (raises if it is not known)
         pixels, options = self._for_cellpose(pixels)
         with _no_word_on_sparse_tensors():
             masks: NDArray[Any] = self._around(self.model).eval(
@@ -264,7 +264,8 @@ class CellposeAdapter(Adapter):
         if is_transformer(self.model):
             return f"CellposeModel(pretrained_model={file}, use_bfloat16=False)"
         if self._template.nbase[1:] == CPNET_WIDTHS:
-            return f"CellposeModel(pretrained_model={file})"
+            channels = "" if self.channels == 2 else f", nchan={self.channels}"
+            return f"CellposeModel(pretrained_model={file}{channels})"
         return f"CellposeAdapter({file}): Cellpose itself knows the widths {CPNET_WIDTHS} only"
 
     def calibrated(self, images: Sequence[Any]) -> Self:
@@ -358,8 +359,8 @@ class CellposeAdapter(Adapter):
     def _size_before(self, height: int, width: int) -> tuple[int, int]:
         """The size of the image that was prepared to this size.
 
-        As `prepare` cuts sides to whole numbers, several may be. If it has met just one, that is
-        it; else (and for crops) one in the middle is taken.
+        As `prepare` cuts sides to whole numbers, several may be: the first that it has met is
+        taken, and always that one, or (for crops) one in the middle.
         """
         if (known := self._sizes.get((height, width))) is not None:
             return known
@@ -371,12 +372,22 @@ class CellposeAdapter(Adapter):
         """A copy of `[C, H, W]` as Cellpose takes it, and which channels of it to take."""
         count, choice = len(image), self.channel_choice
         most = self.channels or 3
+        if min(image.shape[1:]) * self._scale < 1:
+            raise ImageError(
+                f"an image of {image.shape[1]} x {image.shape[2]} pixels is too small for cells of "
+                f"{self.diameter} pixels: give their diameter in these images."
+            )
         if choice is None and count > most:
             remedy = "give channels, e.g. (0, 0) for gray or (2, 3) for green cells, blue nuclei"
             if self.channels is None:
                 remedy = "choose some of them"
             raise ImageError(
                 f"the image has {count} channels, and the network takes {most}: {remedy}."
+            )
+        if choice is None and self.channels is not None and count not in (1, most):
+            raise ImageError(
+                f"the image has {count} channels, and the network takes {most}: give images of "
+                "one or of that many channels."
             )
         if choice is not None and not max(choice) <= count <= 5:
             raise ImageError(
@@ -450,20 +461,30 @@ def _check_normalization(parameters: Mapping[str, Any]) -> None:
         ) from None
 
 
-def _copy_of(model: Any) -> nn.Module:
-    """A copy of the network of a `CellposeModel`, in float32."""
+def _copy_of(model: Any) -> tuple[nn.Module, bool]:
+    """A copy of the network of a `CellposeModel`, and whether its file has `diam_labels`."""
     if not isinstance(model, CellposeModel):
         hint = ": give its CellposeModel, model.cp" if hasattr(model, "cp") else ""
         raise ModelError(f"a {type(model).__name__} is no name, file or CellposeModel{hint}.")
     check_network(model.net)
+    try:
+        state = read_weights(Path(str(model.pretrained_model)))
+    except ModelError:  # the file is gone, or Cellpose reads it in another way
+        state = None
     if not is_transformer(model.net):
-        return rebuilt(model.net).to(model.device)
+        return rebuilt(model.net).to(model.device), state is None or "diam_labels" in state
     net: nn.Module = copy.deepcopy(model.net)
-    file = Path(str(model.pretrained_model))
-    if next(net.parameters()).dtype == torch.bfloat16 and file.is_file():
+    if next(net.parameters()).dtype == torch.bfloat16:
         # what bfloat16 has rounded away is still in the file, if that is where it came from
-        state = read_weights(file)
-        rounded = {name: tensor.to(torch.bfloat16) for name, tensor in state.items()}
-        if all(torch.equal(rounded[name], t.cpu()) for name, t in net.state_dict().items()):
+        rounded = net.state_dict()
+        if state is not None and all(
+            name in state and torch.equal(state[name].to(torch.bfloat16), tensor.cpu())
+            for name, tensor in rounded.items()
+        ):
             net.float().load_state_dict(state)
-    return net
+        else:
+            logger.warning(
+                "The model is in bfloat16, and the file it came from does not say more: its "
+                "rounded weights are taken."
+            )
+    return net, True

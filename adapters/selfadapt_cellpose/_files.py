@@ -34,17 +34,23 @@ def open_cellpose(model: str) -> tuple[CellposeModel, bool]:
     if MAJOR >= 4:
         try:
             opened = CellposeModel(pretrained_model=str(path), use_bfloat16=False)
-        except RuntimeError as error:  # torch: a tensor has another shape
+        except (RuntimeError, ValueError) as error:  # torch: a tensor has another shape
             raise ModelError(
                 f"{str(path)!r} is of another architecture than its names say: "
                 f"{str(error).splitlines()[-1].strip()}"
             ) from None
+        except NameError:
+            raise ModelError(
+                f"{str(path)!r} is a CPDINO network, which needs the package dinov3: pip install "
+                "git+https://github.com/facebookresearch/dinov3"
+            ) from None
         check_state(state, opened.net, repr(str(path)))
     else:
-        diameter = 17.0 if path.name.startswith("nuclei") else 30.0
+        diameter = 17.0 if path.name == "nucleitorch_0" else 30.0  # as Cellpose has it
         net = build_cpnet(state, repr(str(path)), diameter)
         opened = CellposeModel(gpu=False, nchan=net.nchan)
         opened.net, opened.nbase, opened.pretrained_model = net, net.nbase, str(path)
+        opened.net_ortho = None
         opened.diam_mean, opened.diam_labels = (float(getattr(net, name)) for name in DIAMETERS)
     return opened, "diam_labels" in state
 
@@ -54,8 +60,8 @@ def find_weights(model: str) -> Path:
     path = Path(model).expanduser()
     if path.is_file():
         return path
-    if path.is_dir():
-        raise ModelError(f"{model!r} is a folder: Cellpose keeps a network in one file, give that.")
+    if "transformer" in model and model in models.MODEL_NAMES:
+        raise ModelError(f"{model!r} is a SegFormer: only CPnet, CPSAM and CPDINO can be adapted.")
     if model in [*models.MODEL_NAMES, *models.get_user_models()]:
         try:
             return Path(models.model_path(model) if MAJOR < 4 else models.cache_model_path(model))
@@ -64,6 +70,8 @@ def find_weights(model: str) -> Path:
                 f"Cellpose cannot download {model!r} ({error}): connect to the internet, or give "
                 f"the path of its file (Cellpose looks in {models.MODEL_DIR})."
             ) from None
+    if path.is_dir():
+        raise ModelError(f"{model!r} is a folder: Cellpose keeps a network in one file, give that.")
     if model in CELLPOSE_3_NAMES:
         raise ModelError(f"{model!r} is a network of Cellpose 3, {_other_version(3)}")
     if model.startswith(("cpsam", "cpdino")):
