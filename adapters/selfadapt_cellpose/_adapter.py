@@ -31,9 +31,8 @@ from selfadapt import (
 from selfadapt_cellpose._files import (
     CPNET_WIDTHS,
     check_free,
+    network_copy,
     open_cellpose,
-    read_weights,
-    rebuilt,
     register_in_gui,
     shapes_of,
     write_weights,
@@ -45,6 +44,7 @@ from selfadapt_cellpose._networks import (
     is_transformer,
     make_trainable,
 )
+from selfadapt_cellpose._options import check_normalization, check_options
 
 logger = logging.getLogger(__name__)
 
@@ -104,12 +104,12 @@ class CellposeAdapter(Adapter):
         resample: bool = True,
         checkpoint: bool = False,
     ) -> None:
-        _check_options(diameter, channels, flow_threshold, cellprob_threshold, min_size)
+        check_options(diameter, channels, flow_threshold, cellprob_threshold, min_size)
         if isinstance(model, str | Path):
             template, has_diameter = open_cellpose(str(model))
             net = template.net
         else:
-            net, has_diameter = _copy_of(model)
+            net, has_diameter = network_copy(model)
             template = model
         check_network(net)
         self._template = copy.copy(template)  # all settings of the CellposeModel, and no network
@@ -143,7 +143,7 @@ class CellposeAdapter(Adapter):
         # all keys that `eval` may have left changed in Cellpose's own defaults
         given = normalize if isinstance(normalize, dict) else {"normalize": normalize}
         self.normalization = {"normalize": True, "invert": invert, **given}
-        _check_normalization(self.normalization)
+        check_normalization(self.normalization)
         self.resample = resample
         self._sizes: dict[tuple[int, ...], tuple[int, int]] = {}
         self.diam_mean = 30.0 if transformer else float(template.diam_mean)
@@ -420,71 +420,3 @@ def _no_word_on_sparse_tensors() -> Iterator[None]:
 
 
 _NO_OPTIONS = ("cls", "model", "__class__")
-
-
-def _check_options(
-    diameter: float | None,
-    channels: Sequence[int] | None,
-    flow_threshold: float,
-    cellprob_threshold: float,
-    min_size: int,
-) -> None:
-    if diameter is not None and not (math.isfinite(diameter) and diameter > 0):
-        raise ConfigError(
-            f"diameter={diameter} is not allowed: give the diameter of the cells in pixels, above "
-            "0, or leave it out for the model's own."
-        )
-    if channels is not None and (
-        len(channels) != 2 or not all(isinstance(c, int) and c >= 0 for c in channels)
-    ):
-        raise ConfigError(
-            f"channels={channels!r} is not allowed: give two numbers, the channel to segment and "
-            "that of the nuclei (0 gray or none, 1 red, 2 green, 3 blue), e.g. (0, 0) or (2, 3)."
-        )
-    if not (math.isfinite(flow_threshold) and flow_threshold >= 0):
-        raise ConfigError(f"flow_threshold={flow_threshold} is not allowed: it must be 0 or more.")
-    if not math.isfinite(cellprob_threshold):
-        raise ConfigError(
-            f"cellprob_threshold={cellprob_threshold} is not allowed: it must be a finite number."
-        )
-    if min_size < -1:
-        raise ConfigError(f"min_size={min_size} is not allowed: it must be 0 or more.")
-
-
-def _check_normalization(parameters: Mapping[str, Any]) -> None:
-    """Try them, as Cellpose checks them only when it normalises."""
-    try:
-        transforms.normalize_img(np.arange(48, dtype=np.float32).reshape(4, 4, 3), **parameters)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"normalize and invert as {dict(parameters)} are not allowed by Cellpose: {error}."
-        ) from None
-
-
-def _copy_of(model: Any) -> tuple[nn.Module, bool]:
-    """A copy of the network of a `CellposeModel`, and whether its file has `diam_labels`."""
-    if not isinstance(model, CellposeModel):
-        hint = ": give its CellposeModel, model.cp" if hasattr(model, "cp") else ""
-        raise ModelError(f"a {type(model).__name__} is no name, file or CellposeModel{hint}.")
-    check_network(model.net)
-    try:
-        state = read_weights(Path(str(model.pretrained_model)))
-    except ModelError:  # the file is gone, or Cellpose reads it in another way
-        state = None
-    if not is_transformer(model.net):
-        return rebuilt(model.net).to(model.device), state is None or "diam_labels" in state
-    net: nn.Module = copy.deepcopy(model.net)
-    if next(net.parameters()).dtype == torch.bfloat16:
-        # what bfloat16 has rounded away is still in the file, if that is where it came from
-        rounded = net.state_dict()
-        if state is not None and all(
-            name in state and torch.equal(state[name].to(torch.bfloat16), tensor.cpu())
-            for name, tensor in rounded.items()
-        ):
-            net.float().load_state_dict(state)
-        else:
-            logger.warning(
-                "The model is in bfloat16, and the file it came from does not say more: its "
-                "rounded weights are taken."
-            )
-    return net, True

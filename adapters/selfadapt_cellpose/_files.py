@@ -1,5 +1,7 @@
 """From a name or a weights file to a `CellposeModel`, checked key for key, and back to a file."""
 
+import copy
+import logging
 import os
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -12,6 +14,9 @@ from cellpose.models import CellposeModel
 from torch import Tensor, nn
 
 from selfadapt import ModelError
+from selfadapt_cellpose._networks import check_network, is_transformer
+
+logger = logging.getLogger(__name__)
 
 VERSION = version("cellpose")
 MAJOR = int(VERSION.partition(".")[0])
@@ -166,6 +171,35 @@ def rebuilt(net: nn.Module) -> nn.Module:
         counter = name.replace("running_mean", "num_batches_tracked")
         state.setdefault(counter, torch.tensor(0))
     return build_cpnet(state, "the given model", 30.0)
+
+
+def network_copy(model: Any) -> tuple[nn.Module, bool]:
+    """A copy of the network of a `CellposeModel`, and whether its file has `diam_labels`."""
+    if not isinstance(model, CellposeModel):
+        hint = ": give its CellposeModel, model.cp" if hasattr(model, "cp") else ""
+        raise ModelError(f"a {type(model).__name__} is no name, file or CellposeModel{hint}.")
+    check_network(model.net)
+    try:
+        state = read_weights(Path(str(model.pretrained_model)))
+    except ModelError:  # the file is gone, or Cellpose reads it in another way
+        state = None
+    if not is_transformer(model.net):
+        return rebuilt(model.net).to(model.device), state is None or "diam_labels" in state
+    net: nn.Module = copy.deepcopy(model.net)
+    if next(net.parameters()).dtype == torch.bfloat16:
+        # what bfloat16 has rounded away is still in the file, if that is where it came from
+        rounded = net.state_dict()
+        if state is not None and all(
+            name in state and torch.equal(state[name].to(torch.bfloat16), tensor.cpu())
+            for name, tensor in rounded.items()
+        ):
+            net.float().load_state_dict(state)
+        else:
+            logger.warning(
+                "The model is in bfloat16, and the file it came from does not say more: its "
+                "rounded weights are taken."
+            )
+    return net, True
 
 
 def shapes_of(net: nn.Module) -> dict[str, tuple[int, ...]]:
