@@ -11,10 +11,10 @@ which has no embedding. Finished runs are kept; a second call goes on.
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from common import shell
 
 NETWORKS: dict[str, list[str]] = {
     "bundled U-Net": ["--model", "demo"],
@@ -34,12 +34,6 @@ def split(source: Path, target: Path) -> None:
         for kind in ("images", "masks"):
             (part / kind).mkdir(parents=True, exist_ok=True)
             shutil.copy(source / kind / image.name, part / kind / image.name)
-
-
-def shell(*words: str) -> str:
-    command = [sys.executable, "-c", "import selfadapt._cli as c; raise SystemExit(c.main())"]
-    done = subprocess.run([*command, *words], stdout=subprocess.PIPE, text=True, check=True)
-    return done.stdout
 
 
 def main() -> None:

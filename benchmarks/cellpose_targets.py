@@ -16,10 +16,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from common import outcome, score
 
-from selfadapt import Adapter, Config, Matches, adapt, match, open_images
+from selfadapt import Config, adapt, open_images
 from selfadapt_cellpose import CellposeAdapter
 
 TARGETS: dict[str, dict[str, Any]] = {
@@ -27,14 +27,7 @@ TARGETS: dict[str, dict[str, Any]] = {
     "dsb2018/he": {"diameter": 21, "channels": [0, 0], "invert": True},
     "usiigaci_phase": {"diameter": 47},
 }
-STOPS = {"d_emb": 0.5, "fn_rate": 0.05}
 TEST_IMAGES = 20
-
-
-def score(adapter: Adapter, pairs: list[tuple[Any, Any]]) -> dict[str, float]:
-    counts = (match(labels, adapter.segment(image, channel_axis=0))[0] for image, labels in pairs)
-    total = sum(counts, Matches())
-    return {"ap": total.ap, "precision": total.precision, "recall": total.recall}
 
 
 def cell(network: str, target: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -52,23 +45,13 @@ def cell(network: str, target: str, seed: int, args: argparse.Namespace) -> dict
         resume=True,
     )
     looks = {int(row["iteration"]): row for row in result.history if "d_emb" in row}
-    rows = [
-        {name: looks[at][name] for name in (*STOPS, "instances")}
-        | {"iteration": at}
-        | score(result.select(at), test)
-        for at in result.snapshots
-    ]
+    rows = []
+    for at in result.snapshots:
+        counts = score(result.select(at), test)
+        figures = {name: looks[at][name] for name in ("d_emb", "fn_rate", "instances")}
+        scores = {"ap": counts.ap, "precision": counts.precision, "recall": counts.recall}
+        rows.append(figures | {"iteration": at} | scores)
     return {"network": network, "target": target, "seed": seed, "rows": rows}
-
-
-def stopped(rows: list[dict[str, Any]], name: str) -> float:
-    """AP of the last look before the criterion trips."""
-    kept = rows[0]["ap"]
-    for row in rows[1:]:
-        if row[name] > STOPS[name]:
-            break
-        kept = row["ap"]
-    return float(kept)
 
 
 def table(cells: list[dict[str, Any]]) -> str:
@@ -78,19 +61,7 @@ def table(cells: list[dict[str, Any]]) -> str:
     ]
     for network, target in dict.fromkeys((c["network"], c["target"]) for c in cells):
         runs = [c["rows"] for c in cells if (c["network"], c["target"]) == (network, target)]
-        figures = [
-            (
-                rows[0]["ap"], stopped(rows, "d_emb"), stopped(rows, "fn_rate"), rows[-1]["ap"],
-                max(row["ap"] for row in rows),
-            )
-            for rows in runs
-        ]  # fmt: skip
-        means, spreads = np.mean(figures, 0), np.std(figures, 0)
-        shown = [
-            f"{m:.3f}" + (f" ± {s:.3f}" if len(runs) > 1 and k else "")
-            for k, (m, s) in enumerate(zip(means, spreads, strict=True))
-        ]
-        lines.append(f"| {network} | {Path(target).name} | {len(runs)} | {' | '.join(shown)} |")
+        lines.append(f"| {network} | {Path(target).name} | {len(runs)} | {outcome(runs)} |")
     return "\n".join(lines)
 
 

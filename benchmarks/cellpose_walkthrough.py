@@ -10,24 +10,16 @@ does the rest. Annotations serve for the scores only.
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import tifffile
+from common import shell
 from matplotlib.figure import Figure
 from skimage.segmentation import find_boundaries
 from stardist.data import test_image_nuclei_2d
 
 from selfadapt import normalize_percentile
-
-
-def shell(*words: str) -> str:
-    print("selfadapt", *words, flush=True)
-    command = [sys.executable, "-c", "import selfadapt._cli as c; raise SystemExit(c.main())"]
-    done = subprocess.run([*command, *words], stdout=subprocess.PIPE, text=True, check=True)
-    return done.stdout
 
 
 def main() -> None:

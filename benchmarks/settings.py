@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import outcome, score
 
-from selfadapt import Config, Matches, SelfAdaptation, Validation, match, open_images, prepare
+from selfadapt import Config, SelfAdaptation, Validation, open_images, prepare
 from selfadapt._crops import Crops
 from selfadapt._demo import demo_image
 from selfadapt_smp import SmpAdapter
@@ -39,11 +40,6 @@ def target(name: str, data: Path) -> tuple[SmpAdapter, Any, list[tuple[Any, Any]
     return adapter, [images[i] for i in order[TEST_IMAGES : TEST_IMAGES + 60]], test
 
 
-def score(adapter: SmpAdapter, pairs: list[tuple[Any, Any]]) -> float:
-    counts = (match(labels, adapter.segment(image, channel_axis=0))[0] for image, labels in pairs)
-    return sum(counts, Matches()).ap
-
-
 def trajectory(name: str, rate: float, seed: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     adapter, images, test = target(name, args.data)
     config = Config(
@@ -54,26 +50,16 @@ def trajectory(name: str, rate: float, seed: int, args: argparse.Namespace) -> l
     crops = Crops(adapter, images[:-6] or images, config)
     run = SelfAdaptation(adapter, config)
     looks = Validation(adapter, run.initial, prepared)
-    rows = [{"iteration": 0, "student": {"ap": score(adapter, test)}}]
+    rows = [{"iteration": 0, "student": {"ap": score(adapter, test).ap}}]
     rows[0]["teacher"] = rows[0]["student"]
     for _ in run.iterate(crops.batches(0, config.iterations)):
         if run.iteration % config.validate_every == 0:
             row: dict[str, Any] = {"iteration": run.iteration}
             for which in ("student", "teacher"):
                 model = getattr(run, which)
-                row[which] = looks(model) | {"ap": score(adapter.with_model(model), test)}
+                row[which] = looks(model) | {"ap": score(adapter.with_model(model), test).ap}
             rows.append(row)
     return rows
-
-
-def stopped(rows: list[dict[str, Any]], which: str, name: str, threshold: float) -> float:
-    """AP of the last look before the criterion trips."""
-    kept = rows[0][which]["ap"]
-    for row in rows[1:]:
-        if row[which][name] > threshold:
-            break
-        kept = row[which]["ap"]
-    return float(kept)
 
 
 def table(cells: list[dict[str, Any]]) -> str:
@@ -83,23 +69,12 @@ def table(cells: list[dict[str, Any]]) -> str:
     ]
     groups = sorted({(c["target"], c["rate"]) for c in cells})
     for (name, rate), which in product(groups, ("student", "teacher")):
-        runs = [c["rows"] for c in cells if (c["target"], c["rate"]) == (name, rate)]
-        figures = [
-            (
-                rows[0][which]["ap"],
-                stopped(rows, which, "d_emb", 0.5),
-                stopped(rows, which, "fn_rate", 0.05),
-                rows[-1][which]["ap"],
-                max(row[which]["ap"] for row in rows),
-            )
-            for rows in runs
+        runs = [
+            [row[which] for row in c["rows"]]
+            for c in cells
+            if (c["target"], c["rate"]) == (name, rate)
         ]
-        means, spreads = np.mean(figures, 0), np.std(figures, 0)
-        shown = [
-            f"{m:.3f}" + (f" ± {s:.3f}" if len(runs) > 1 and k else "")
-            for k, (m, s) in enumerate(zip(means, spreads, strict=True))
-        ]
-        lines.append(f"| {name} | {rate:g} | {which} | {len(runs)} | " + " | ".join(shown) + " |")
+        lines.append(f"| {name} | {rate:g} | {which} | {len(runs)} | {outcome(runs)} |")
     return "\n".join(lines)
 
 

@@ -54,13 +54,10 @@ def freeze_unused(net: nn.Module) -> None:
         name: tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
         for name, tensor in net.state_dict(keep_vars=True).items()
     }
-    modes = {module: module.training for module in net.modules()}
     net.eval()
     with torch.device("meta"):
         outputs = torch.func.functional_call(net, meta, (torch.zeros(1, 3, 256, 256),))[0]
         outputs.sum().backward()
-    for module, mode in modes.items():
-        module.training = mode
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(meta[name].grad is not None)
 
