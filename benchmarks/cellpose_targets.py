@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import outcome, score
+from common import looks_of_run, outcome
 
-from selfadapt import Config, adapt, open_images
+from selfadapt import Config, open_images
 from selfadapt_cellpose import CellposeAdapter
 
 TARGETS: dict[str, dict[str, Any]] = {
@@ -36,21 +36,13 @@ def cell(network: str, target: str, seed: int, args: argparse.Namespace) -> dict
     )
     test = [(images[i].read(), masks[i].read()[0]) for i in range(0, len(images), 3)][:TEST_IMAGES]
     adapter = CellposeAdapter(args.shared / "models" / network / "weights.pt", **TARGETS[target])
-    result = adapt(
+    rows = looks_of_run(
         adapter,
         [image for i, image in enumerate(images) if i % 3],
-        config=Config(seed=seed, iterations=args.iterations, device=args.device),
-        stop=None,
-        output_dir=args.out / f"{network}-{Path(target).name}-{seed}",
-        resume=True,
+        test,
+        Config(seed=seed, iterations=args.iterations, device=args.device),
+        args.out / f"{network}-{Path(target).name}-{seed}",
     )
-    looks = {int(row["iteration"]): row for row in result.history if "d_emb" in row}
-    rows = []
-    for at in result.snapshots:
-        counts = score(result.select(at), test)
-        figures = {name: looks[at][name] for name in ("d_emb", "fn_rate", "instances")}
-        scores = {"ap": counts.ap, "precision": counts.precision, "recall": counts.recall}
-        rows.append(figures | {"iteration": at} | scores)
     return {"network": network, "target": target, "seed": seed, "rows": rows}
 
 

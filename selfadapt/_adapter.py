@@ -21,9 +21,6 @@ from selfadapt._tiles import predict_tiled, resize_labels
 if TYPE_CHECKING:
     from selfadapt._images import LazyImage
 
-TILE = 512
-"""Largest tile side for networks that take any size."""
-
 
 class Adapter(ABC):
     """A trained network and how to use it. docs/own-model.md walks through a subclass.
@@ -42,6 +39,8 @@ class Adapter(ABC):
     """Height and width that the network takes are multiples of this."""
     fixed_size: int | None = None
     """Set where the network takes square tiles of this side only."""
+    tile: int = 512
+    """Largest side of a tile where the network takes any size; smaller images go in one piece."""
 
     @property
     def side_multiple(self) -> int:
@@ -66,7 +65,7 @@ class Adapter(ABC):
             lambda tiles: self.forward(model, tiles),
             image,
             self.outputs,
-            tile=self.fixed_size or max(TILE // multiple, 1) * multiple,
+            tile=self.fixed_size or max(self.tile // multiple, 1) * multiple,
             multiple=multiple,
             fixed=self.fixed_size is not None,
         )

@@ -1,0 +1,277 @@
+"""The adapter for StarDist's 2-D networks."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from stardist.geometry import polygons_to_label
+from stardist.nms import non_maximum_suppression
+from torch import Tensor, nn
+
+from selfadapt import (
+    D4,
+    Adapter,
+    ConfigError,
+    LazyImage,
+    ModelError,
+    as_channels_first,
+    normalize_percentile,
+    predict,
+    prepare,
+    to_gray,
+)
+from selfadapt_stardist._files import (
+    DEFAULT_THRESHOLDS,
+    StarDistModel,
+    read_model,
+    write_model,
+)
+from selfadapt_stardist._network import StarDist2D
+from selfadapt_stardist._port import OUTPUTS, Port
+
+logger = logging.getLogger(__name__)
+
+CHECKED = 4
+"""The conventions of a port are checked on that many images."""
+BORDER = 2
+"""StarDist takes no object whose centre is that near to the edge, in cells of the grid."""
+
+
+class StardistAdapter(Adapter):
+    """A StarDist network: an official one, or a PyTorch port.
+
+    Args:
+        model: a StarDist model folder, its zip, the name of one of StarDist's own models
+            ("2D_versatile_fluo", ...), a `StarDist2D` of this package, or another `nn.Module`.
+        port: the conventions of another `nn.Module`; official networks need none.
+        prob_thresh: objects are where the probability exceeds this; default: the model's own.
+        nms_thresh: of two objects that overlap by more, the less probable goes; default: the
+            model's own.
+        scale: images are rescaled by this for the network, as in `predict_instances`: 0.5 where
+            objects are twice as large as those that the model knows.
+        pmin: percentile of a channel that becomes 0.
+        pmax: percentile of a channel that becomes 1.
+        gray: turn colour into luminance: "no", "yes", or "inverted" (dark nuclei become bright).
+
+    Raises:
+        ModelError: there is no such model, or it is not a 2-D StarDist network.
+        ConfigError: an option is out of range.
+        OutputError: a port's outputs are named wrongly.
+    """
+
+    tile = 1024
+
+    def __init__(
+        self,
+        model: str | Path | nn.Module,
+        port: Port | None = None,
+        *,
+        prob_thresh: float | None = None,
+        nms_thresh: float | None = None,
+        scale: float = 1.0,
+        pmin: float = 1.0,
+        pmax: float = 99.8,
+        gray: Literal["no", "yes", "inverted"] = "no",
+    ) -> None:
+        for name, value in (("prob_thresh", prob_thresh), ("nms_thresh", nms_thresh)):
+            if value is not None and not 0 < value < 1:
+                raise ConfigError(f"{name}={value} is not allowed: it must be between 0 and 1.")
+        if not (0 < scale < math.inf):
+            raise ConfigError(f"scale={scale} is not allowed: it must be above 0.")
+        if not 0 <= pmin < pmax <= 100:
+            raise ConfigError(
+                f"pmin={pmin}, pmax={pmax} is not allowed: they are percentiles, pmin the smaller."
+            )
+        if port is None:
+            opened = _official(model)
+            a = opened.network.architecture
+            self.model: nn.Module = opened.network
+            self._config: Mapping[str, Any] | None = opened.config
+            self._divisor = a.divisor
+            thresholds = opened.thresholds
+            port = Port(
+                n_rays=a.n_rays,
+                outputs=OUTPUTS[: 2 if a.n_classes is None else 3],
+                grid=a.grid,
+                n_classes=a.n_classes,
+                embedding="middle.0",
+                channels=a.n_channel_in,
+                size_multiple=math.lcm(*a.divisor),
+            )
+        elif isinstance(model, nn.Module):
+            self.model, self._config, thresholds = model, None, DEFAULT_THRESHOLDS
+            self._divisor = (port.size_multiple, port.size_multiple)
+        else:
+            raise ModelError(f"port is for a network that is built already, not for {model!r}.")
+        self.port = port
+        self.outputs = port.spec()
+        self.channels = port.channels
+        self.size_multiple = port.size_multiple
+        self.prob_thresh = thresholds["prob"] if prob_thresh is None else prob_thresh
+        self.nms_thresh = thresholds["nms"] if nms_thresh is None else nms_thresh
+        self.scale, self.pmin, self.pmax, self.gray = scale, pmin, pmax, gray
+        self.embedding_module(self.model)
+        if (exact := len(self.outputs.symmetries)) < len(D4):
+            logger.warning(
+                "With %d rays on a grid of %s, %d of the eight flips and turns of an image are "
+                "exact: the teacher averages over these only.",
+                port.n_rays, port.grid, exact,
+            )  # fmt: skip
+
+    def forward(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+        return self.port.named(model(images), self.outputs)
+
+    def forward_tiled(self, model: nn.Module, image: Tensor) -> dict[str, Tensor]:
+        """Padded at the far side as StarDist does, and in one piece up to 1024 pixels."""
+        sizes = image.shape[-2:]
+        missing = [(0, -n % d) for n, d in zip(sizes, self._divisor, strict=True)]
+        pixels = np.pad(image.cpu().numpy(), [(0, 0), *missing], mode="reflect")
+        padded = torch.from_numpy(pixels).to(image.device)
+        if max(padded.shape) > self.tile:
+            outputs = super().forward_tiled(model, padded)
+        else:  # super() would pad a side whose divisor is smaller to that of the other
+            whole = self.forward(model, padded[None])
+            outputs = {name: output[0].float().cpu() for name, output in whole.items()}
+        rows, columns = (-(-n // g) for n, g in zip(sizes, self.port.grid, strict=True))
+        return {name: output[:, :rows, :columns] for name, output in outputs.items()}
+
+    def embedding_module(self, model: nn.Module) -> nn.Module:
+        try:
+            return model.get_submodule(self.port.embedding)
+        except AttributeError:
+            names = ", ".join(name for name, _ in model.named_children())
+            raise ModelError(
+                f"the network has no layer {self.port.embedding!r} to take the embedding from; "
+                f"give embedding=..., one of its layers: {names}."
+            ) from None
+
+    def prepare(self, image: NDArray[Any]) -> NDArray[np.float32]:
+        if self.gray != "no":
+            image = to_gray(image, invert=self.gray == "inverted")
+        pixels = normalize_percentile(image, self.pmin, self.pmax)
+        if self.scale != 1:  # as predict_instances does
+            pixels = ndimage.zoom(pixels, (1, self.scale, self.scale), order=1)
+        return np.asarray(pixels, np.float32)
+
+    def decode(self, outputs: Mapping[str, Tensor]) -> NDArray[np.int32]:
+        """Instances at the scale of the image, by StarDist's own suppression and polygons.
+
+        The sides are those of the outputs in pixels, up to one cell of the grid more than the
+        image's.
+        """
+        prob = self.outputs["prob"].values(outputs["prob"])[0].nan_to_num()
+        dist = outputs["dist"].nan_to_num().permute(1, 2, 0)
+        grid, divisor = self.port.grid, self._divisor
+        if self.port.row_first:  # these are StarDist's own rays in the transposed image
+            prob, dist = prob.T, dist.transpose(0, 1)
+            grid, divisor = grid[::-1], divisor[::-1]
+        sides = [n * g for n, g in zip(prob.shape, grid, strict=True)]
+        # the border is that of the padded image, whose padding has been cut off again
+        far = [
+            max(BORDER - -n % (d // g), 0)
+            for n, d, g in zip(prob.shape, divisor, grid, strict=True)
+        ]
+        points, scores, distances = non_maximum_suppression(
+            dist.clamp(1e-3, sum(sides)).numpy(),
+            prob.numpy(),
+            grid=grid,
+            b=tuple((BORDER, b) for b in far),
+            nms_thresh=self.nms_thresh,
+            prob_thresh=self.prob_thresh,
+        )
+        labels: NDArray[np.int32] = polygons_to_label(
+            distances,
+            points / self.scale,
+            shape=sides if self.scale == 1 else [math.ceil((n + 1) / self.scale) for n in sides],
+            prob=scores,
+            scale_dist=(1 / self.scale, 1 / self.scale),
+        )
+        return np.ascontiguousarray(labels.T if self.port.row_first else labels)
+
+    def segment(self, image: Any, *, channel_axis: int | None = None) -> NDArray[np.int32]:
+        """As `StarDist2D.predict_instances` of the normalised image."""
+        pixels = as_channels_first(image, channel_axis)
+        labels = predict(self, self.model, prepare(self, pixels, "the image")).instances
+        assert labels is not None  # there is a decode
+        return np.ascontiguousarray(labels[: pixels.shape[1], : pixels.shape[2]])
+
+    def save(self, path: str | Path) -> None:
+        """The folder that StarDist itself opens; of a port, its state dict.
+
+        Raises:
+            ModelError: the folder is there already, or a weight is not finite.
+        """
+        if self._config is None:
+            torch.save(self.model.state_dict(), path)
+            return
+        assert isinstance(self.model, StarDist2D)
+        thresholds = {"prob": self.prob_thresh, "nms": self.nms_thresh}
+        write_model(StarDistModel(self.model, self._config, thresholds), Path(path).expanduser())
+
+    def usage(self, path: Path) -> str | None:
+        if self._config is None:
+            return None
+        path = path.absolute()
+        return f"StarDist2D(None, name={path.name!r}, basedir={str(path.parent)!r})"
+
+    def calibrated(self, images: Sequence[LazyImage]) -> Self:
+        """The adapter itself, once the conventions of a port have been checked on a few images.
+
+        Raises:
+            ModelError: the network gives logits or rays in another way than its `Port` says.
+        """
+        if self._config is None:
+            for image in images[:CHECKED]:
+                prepared = prepare(self, image.read(), str(image))
+                self.port.check(predict(self, self.model, prepared).outputs, str(image))
+        return self
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        model: str,
+        *,
+        prob_thresh: float | None = None,
+        nms_thresh: float | None = None,
+        scale: float = 1.0,
+        pmin: float = 1.0,
+        pmax: float = 99.8,
+        gray: Literal["no", "yes", "inverted"] = "no",
+    ) -> Self:
+        """Open a model folder, its zip, or one of StarDist's own models by name.
+
+        Args:
+            model: a folder, a zip, or a name.
+            prob_thresh: objects are where the probability exceeds this (default: the model's).
+            nms_thresh: of two objects that overlap by more, one goes (default: the model's).
+            scale: rescale the images by this for the network.
+            pmin: percentile that becomes 0.
+            pmax: percentile that becomes 1.
+            gray: turn colour into luminance: no, yes or inverted.
+        """
+        return cls(
+            model,
+            prob_thresh=prob_thresh,
+            nms_thresh=nms_thresh,
+            scale=scale,
+            pmin=pmin,
+            pmax=pmax,
+            gray=gray,
+        )
+
+
+def _official(model: str | Path | nn.Module) -> StarDistModel:
+    if isinstance(model, str | Path):
+        return read_model(str(model))
+    if not isinstance(model, StarDist2D):
+        raise ModelError(
+            f"a {type(model).__name__} is no StarDist2D of this package: say how it gives its "
+            "outputs, with port=Port(...)."
+        )
+    return StarDistModel(model, model.architecture.to_config(), DEFAULT_THRESHOLDS)

@@ -1,0 +1,168 @@
+"""Train a small source network on some domains of the shared data, and no others.
+
+    python benchmarks/sources.py --shared ../shared --family stardist \\
+        --domains fluo360 fluo520 --out NETWORK
+
+Two thirds of each domain's images train it; every third one is left for tests. Objects of all
+domains are rescaled to a common range of sizes, colour becomes inverted gray, so that a network
+of one domain can be tried on another. `stardist`: a `StarDist2D` folder, 32 rays on a grid of two.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from skimage.transform import resize
+from torch import Tensor, nn
+from torch.nn import functional
+
+from selfadapt import normalize_percentile, open_images, to_gray
+
+CROP, BATCH, RATE = 128, 8, 2e-3
+DIAMETERS = {"fluo256": 14, "fluo360": 47, "fluo520": 28, "he": 21, "usiigaci_phase": 47}
+"""Median diameter of the objects, in pixels."""
+SIZES = (11, 40)
+"""Diameters that a network is to know, in pixels."""
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Images `[C, H, W]` with labels `[H, W]`; `test` is every third one."""
+
+    name: str
+    train: Sequence[tuple[Array, Array]]
+    test: Sequence[tuple[Array, Array]]
+
+
+def load(shared: Path, name: str) -> Domain:
+    """All images of a domain."""
+    folder = shared / "data" / (name if name == "usiigaci_phase" else f"dsb2018/{name}")
+    images, masks = (open_images(folder / kind) for kind in ("images", "masks"))
+    pairs = [(i.read(), m.read()[0].astype(np.int32)) for i, m in zip(images, masks, strict=True)]
+    return Domain(name, [p for k, p in enumerate(pairs) if k % 3], pairs[::3])
+
+
+def gray(image: Array, domain: str) -> Array:
+    """One channel in which objects are bright, normalised like StarDist's input."""
+    return normalize_percentile(to_gray(image, invert=domain == "he"), 1, 99.8)
+
+
+class Family(Protocol):
+    """What training has to know about a kind of network."""
+
+    def build(self) -> nn.Module: ...
+
+    def targets(self, labels: Array) -> Array:
+        """Ground truth `[channels, H / grid, W / grid]` of a label image."""
+        ...
+
+    def loss(self, network: nn.Module, images: Tensor, targets: Tensor) -> Tensor: ...
+
+    def save(self, network: nn.Module, path: Path) -> None: ...
+
+
+class StarDistFamily:
+    """A StarDist network of a quarter of the official parameters."""
+
+    def build(self) -> nn.Module:
+        from selfadapt_stardist import Architecture, StarDist2D
+
+        return StarDist2D(Architecture(grid=(2, 2), unet_n_filter_base=16, net_conv_after_unet=64))
+
+    def targets(self, labels: Array) -> Array:
+        from stardist.geometry import star_dist
+        from stardist.utils import edt_prob
+
+        dist = star_dist(labels, 32, grid=(2, 2)).transpose(2, 0, 1)
+        return np.concatenate([edt_prob(labels[::2, ::2])[None], dist]).astype(np.float32)
+
+    def loss(self, network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        """StarDist's own: cross-entropy, and the error of distances weighted by probability."""
+        prob, dist = network(images)
+        truth, distances = targets[:, :1], targets[:, 1:]
+        off = (truth * (dist - distances).abs()).mean() / truth.mean().clamp(min=1e-6)
+        background = ((1 - truth) * dist.abs()).mean()
+        return (
+            functional.binary_cross_entropy_with_logits(prob, truth) + 0.2 * off + 1e-4 * background
+        )
+
+    def save(self, network: nn.Module, path: Path) -> None:
+        from selfadapt_stardist import StardistAdapter
+
+        StardistAdapter(network.eval()).save(path)
+
+
+FAMILIES: dict[str, Family] = {"stardist": StarDistFamily()}
+
+
+def crop(pair: tuple[Array, Array], diameter: float, rng: np.random.Generator) -> Any:
+    """One augmented crop: image `[CROP, CROP]` and labels of the same size."""
+    image, labels = pair
+    scale = np.exp(rng.uniform(*np.log(SIZES))) / diameter
+    side = min(round(CROP / scale), *labels.shape)
+    y, x = (rng.integers(0, n - side + 1) for n in labels.shape)
+    window = np.s_[y : y + side, x : x + side]
+    pixels = resize(image[window], (CROP, CROP), order=1, anti_aliasing=scale < 1)
+    rows = (np.arange(CROP) * side) // CROP
+    both = np.stack([pixels, labels[window][np.ix_(rows, rows)]])
+    both = np.rot90(both, rng.integers(4), axes=(1, 2))
+    if rng.random() < 0.5:
+        both = both[:, :, ::-1]
+    noisy = both[0] * rng.uniform(0.8, 1.2) + rng.normal(0, 0.02, both[0].shape)
+    return noisy.astype(np.float32), np.ascontiguousarray(both[1]).astype(np.int32)
+
+
+def train(
+    family: str, domains: Sequence[Domain], seed: int, *, steps: int, device: str = "cpu"
+) -> nn.Module:
+    """A network of the family, trained on the training images of the domains."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    kind = FAMILIES[family]
+    pools = [[(gray(i, d.name)[0], labels) for i, labels in d.train] for d in domains]
+    diameters = [DIAMETERS[domain.name] for domain in domains]
+    network = kind.build().to(device).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
+    start = time.time()
+    for step in range(steps):
+        crops = []
+        for k in rng.integers(len(pools), size=BATCH):
+            crops.append(crop(pools[k][rng.integers(len(pools[k]))], diameters[k], rng))
+        images = torch.from_numpy(np.stack([image for image, _ in crops]))[:, None]
+        targets = torch.from_numpy(np.stack([kind.targets(labels) for _, labels in crops]))
+        loss = kind.loss(network, images.to(device), targets.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0:
+            print(f"step {step} loss {loss.item():.4f} {time.time() - start:.0f} s", flush=True)
+    return network.eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shared", type=Path, required=True)
+    parser.add_argument("--family", choices=FAMILIES, required=True)
+    parser.add_argument("--domains", nargs="+", choices=DIAMETERS, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(2)
+    domains = [load(args.shared, name) for name in args.domains]
+    network = train(args.family, domains, args.seed, steps=args.steps)
+    FAMILIES[args.family].save(network, args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,503 @@
+"""StarDist in PyTorch: against stored outputs of StarDist itself, its encoder, and its errors."""
+
+import hashlib
+import json
+import logging
+import shutil
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import tifffile
+import torch
+from helpers import discs
+from stardist.data import test_image_nuclei_2d as nuclei
+from stardist.geometry import star_dist
+from stardist.utils import edt_prob
+from torch import nn
+
+from selfadapt import (
+    D4,
+    ConfigError,
+    ModelError,
+    OutputError,
+    Rays,
+    load_adapter,
+    open_images,
+    predict,
+)
+from selfadapt._cli import main
+from selfadapt.testing import AdapterTests, HeadTests
+from selfadapt_stardist import Architecture, Port, StarDist2D, StardistAdapter, _files
+
+REFERENCES = Path(__file__).parent / "stardist_references"
+NAMES = ("plain", "unequal", "normalised")
+IMAGE, MASK = nuclei(return_mask=True)
+
+
+def network(**options):
+    torch.manual_seed(0)
+    small = {"n_rays": 8, "unet_n_filter_base": 4, "unet_n_depth": 2, "net_conv_after_unet": 8}
+    made = StarDist2D(Architecture(**(small | options)))
+    made.dist.bias.data += 5  # distances that make polygons
+    return made.eval()
+
+
+class TestGrid2(AdapterTests):
+    def make_adapter(self):
+        return StardistAdapter(network(grid=(2, 2)), prob_thresh=0.4)
+
+    def load(self, path):
+        return StardistAdapter.from_pretrained(str(path))
+
+
+class TestClassesUnequalGridBatchNorm(TestGrid2):
+    image_shape = (3, 70, 91)
+
+    def make_adapter(self):
+        made = network(grid=(2, 1), n_classes=2, n_channel_in=3, unet_batch_norm=True)
+        return StardistAdapter(made, prob_thresh=0.4)
+
+
+class DistanceFirst(nn.Module):
+    """A port: distances first, rectified, then a probability."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = network()
+
+    def forward(self, images):
+        prob, dist = self.net(images)
+        return [dist.relu(), prob.sigmoid()]
+
+
+PORT = Port(
+    n_rays=8, outputs=("dist", "prob"), logits=False, embedding="net.middle.0", size_multiple=4
+)
+
+
+class TestPort(AdapterTests):
+    def make_adapter(self):
+        return StardistAdapter(DistanceFirst(), PORT, prob_thresh=0.4)
+
+    def load(self, path):
+        adapter = self.make_adapter()
+        adapter.model.load_state_dict(torch.load(path))
+        return adapter
+
+
+# --- equal to StarDist
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs_and_instances_are_those_of_keras(name):
+    adapter, stored = StardistAdapter(REFERENCES / name), np.load(REFERENCES / name / "outputs.npz")
+    image = torch.from_numpy(stored["image"].transpose(2, 0, 1).copy())
+    outputs = predict(adapter, adapter.model, image).outputs
+    prob, dist = outputs["prob"].sigmoid()[0], outputs["dist"].clamp(min=1e-3).permute(1, 2, 0)
+    np.testing.assert_allclose(prob, stored["prob"], atol=1e-5)
+    np.testing.assert_allclose(dist, stored["dist"], atol=1e-5)
+    if "prob_class" in stored:
+        classes = outputs["prob_class"].softmax(0).permute(1, 2, 0)
+        np.testing.assert_allclose(classes, stored["prob_class"], atol=1e-5)
+    assert stored["labels"].max() > 0
+    rows, columns = stored["labels"].shape
+    np.testing.assert_array_equal(adapter.decode(outputs)[:rows, :columns], stored["labels"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_read_and_saved_is_the_same_bit_for_bit(name, tmp_path):
+    StardistAdapter(REFERENCES / name).save(tmp_path / "again")
+    for file in ("config.json", "thresholds.json"):
+        before, after = (
+            json.loads((f / file).read_text()) for f in (REFERENCES / name, tmp_path / "again")
+        )
+        assert before == after
+    before, after = (stored_arrays(f) for f in (REFERENCES / name, tmp_path / "again"))
+    assert len(before) == len(after) > 20
+    for one, other in zip(before, after, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
+def stored_arrays(folder):
+    """All weights of a Keras file, in the order in which Keras loads them."""
+    with h5py.File(folder / "weights_best.h5") as file:
+        groups = [file[layer] for layer in file.attrs["layer_names"]]
+        return [group[name][()] for group in groups for name in group.attrs["weight_names"]]
+
+
+def test_layers_that_keras_has_numbered_go_by_their_order(tmp_path):
+    """Whoever builds several models in one session gets conv2d_7 and not conv2d."""
+    folder = copy_of("normalised", tmp_path)
+    with h5py.File(folder / "weights_best.h5", "a") as file:
+        names = list(file.attrs["layer_names"])
+        renamed = [f"conv2d_{k + 9}" if n.startswith("conv2d") else n for k, n in enumerate(names)]
+        for old, new in zip(names, renamed, strict=True):
+            if old != new:
+                file.move(old, new)
+        file.attrs["layer_names"] = renamed
+    one, other = (
+        StardistAdapter(f).model.state_dict() for f in (folder, REFERENCES / "normalised")
+    )
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+@pytest.mark.parametrize("inner", ["", "2D_demo/"])
+def test_a_zip_of_the_folder_opens_too(inner, tmp_path):
+    archive = zip_of("plain", tmp_path / "model.zip", inner)
+    adapter = StardistAdapter(archive)
+    assert adapter.outputs["dist"].channels == 8
+    assert (
+        adapter.prob_thresh
+        == json.loads((REFERENCES / "plain/thresholds.json").read_text())["prob"]
+    )
+
+
+def zip_of(name, archive, inner=""):
+    with zipfile.ZipFile(archive, "w") as file:
+        for part in (REFERENCES / name).iterdir():
+            file.write(part, inner + part.name)
+    return archive
+
+
+def test_a_name_is_downloaded_once_and_checked(tmp_path, monkeypatch):
+    archive = zip_of("plain", tmp_path / "python_2D_demo.zip")
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    monkeypatch.setattr(_files, "RELEASES", tmp_path.as_uri())
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    with pytest.raises(ModelError, match=r"'2D_demo' cannot be downloaded .*invalid hash value"):
+        StardistAdapter("2D_demo")
+    monkeypatch.setitem(_files.PRETRAINED, "2D_demo", digest)
+    assert StardistAdapter("2D_demo").channels == 1
+    archive.unlink()
+    assert StardistAdapter("2D_demo").channels == 1  # from where Keras keeps it
+    with pytest.raises(ModelError, match="'2D_versatile_he' cannot be downloaded"):
+        StardistAdapter("2D_versatile_he")
+
+
+def test_images_are_normalised_as_csbdeep_does():
+    from csbdeep.utils import normalize
+
+    adapter = StardistAdapter(network(n_channel_in=2))
+    pair = np.stack([IMAGE, IMAGE.T])
+    np.testing.assert_allclose(adapter.prepare(pair), normalize(pair, 1, 99.8, (1, 2)), atol=1e-6)
+
+
+def test_an_image_of_several_tiles_gives_what_the_whole_gives():
+    adapter = StardistAdapter(REFERENCES / "plain")
+    image = torch.from_numpy(adapter.prepare(IMAGE[None, :500, :430]))
+    whole = predict(adapter, adapter.model, image).outputs["dist"]
+    adapter.tile = 256
+    tiled = predict(adapter, adapter.model, image).outputs["dist"]
+    assert whole.shape == tiled.shape == (8, 500, 430)
+    assert not torch.equal(whole, tiled)
+    assert float((whole - tiled).abs().mean() / whole.std()) < 0.01
+
+
+# --- symmetries, by StarDist's own encoder on real masks
+
+
+class TestRaysOnRealMasks(HeadTests):
+    head = Rays(32)
+    tolerance = 1e-3
+
+    def encode(self, labels):
+        dist = star_dist(labels, self.head.channels, grid=self.head.grid)
+        return np.ascontiguousarray(dist.transpose(2, 0, 1))
+
+    @pytest.mark.parametrize("g", D4, ids=str)
+    def test_encoder_law(self, g):
+        assert g in self.head.symmetries
+        labels = np.ascontiguousarray(MASK[:200, 40:312]).astype(np.int32)
+        for axis, grid in enumerate(self.head.grid):  # what a flip carries off the lattice
+            np.moveaxis(labels, axis, 0)[labels.shape[axis] - grid + 1 :] = 0
+        moved = g.move(torch.from_numpy(labels), self.head.grid).numpy()
+        got = torch.from_numpy(self.encode(np.ascontiguousarray(moved)))
+        expected = self.head.transform(g, torch.from_numpy(self.encode(labels)))
+        assert float((got - expected).abs().max()) < self.tolerance
+
+
+class TestRaysOnRealMasksGrid2(TestRaysOnRealMasks):
+    head = Rays(32, grid=2)
+
+
+class TestRaysOnRealMasksGrid4(TestRaysOnRealMasks):
+    head = Rays(32, grid=4)
+
+
+def test_fewer_symmetries_are_said(caplog):
+    with caplog.at_level(logging.WARNING):
+        StardistAdapter(network(n_rays=30))
+        StardistAdapter(network(n_rays=5))
+        StardistAdapter(network(grid=(4, 2)))
+    assert [record.getMessage()[:52] for record in caplog.records] == [
+        "With 30 rays on a grid of (1, 1), 4 of the eight fli",
+        "With 5 rays on a grid of (1, 1), 2 of the eight flip",
+        "With 8 rays on a grid of (4, 2), 4 of the eight flip",
+    ]
+
+
+# --- ports
+
+
+class Encoder(nn.Module):
+    """A perfect port: it takes labels for images, and encodes them by StarDist's own functions."""
+
+    def __init__(self, *, row_first, logits):
+        super().__init__()
+        self.row_first, self.logits = row_first, logits
+        self.bottleneck = nn.Conv2d(1, 4, 1)
+
+    def forward(self, images):
+        self.bottleneck(images)
+        labels = [image[0].round().int().numpy() for image in images]
+        if self.row_first:  # rays from the rows on are those from the columns on, transposed
+            dist = [star_dist(np.ascontiguousarray(each.T), 32).swapaxes(0, 1) for each in labels]
+        else:
+            dist = [star_dist(each, 32) for each in labels]
+        prob = torch.from_numpy(np.stack([edt_prob(each) for each in labels]))[:, None]
+        dist = torch.from_numpy(np.stack(dist)).permute(0, 3, 1, 2)
+        return (prob.logit(1e-3) if self.logits else prob), dist
+
+
+class Labels(StardistAdapter):
+    """The labels are the image."""
+
+    def prepare(self, image):
+        return image.astype(np.float32)
+
+
+@pytest.mark.parametrize("row_first", [False, True])
+@pytest.mark.parametrize("logits", [False, True])
+def test_conventions_of_a_port_are_decoded_and_wrong_ones_refused(row_first, logits):
+    def make(**changes):
+        options = {"row_first": row_first, "logits": logits} | changes
+        port = Port(**options, embedding="bottleneck", size_multiple=8)
+        return Labels(Encoder(row_first=row_first, logits=logits), port)
+
+    labels = MASK[:160, 30:215].astype(np.int32)
+    found = make().segment(labels)
+    inner = np.unique(labels[8:-8, 8:-8])[1:]  # StarDist leaves out centres at the very edge
+    best = [np.bincount(found[labels == n]).max() / (labels == n).sum() for n in inner]
+    assert np.median(best) > 0.9
+
+    images = open_images([labels.astype(np.float32)])
+    assert make().calibrated(images) is not None
+    with pytest.raises(ModelError, match=f"point elsewhere.*give row_first={row_first}"):
+        make(row_first=not row_first).calibrated(images)
+    with pytest.raises(ModelError, match=f"so give logits={logits}"):
+        make(logits=not logits).calibrated(images)
+
+
+def test_the_encoder_law_finds_a_wrong_ray_convention():
+    """Averaging with it would blend each star with its mirror image, in silence."""
+    encoder, labels = TestRaysOnRealMasks(), MASK[:200, 40:312].astype(np.int32)
+    encoded = torch.from_numpy(encoder.encode(labels))
+    for g in D4:
+        moved = torch.from_numpy(
+            encoder.encode(np.ascontiguousarray(g.move(torch.from_numpy(labels))))
+        )
+        right = float((Rays(32).transform(g, encoded) - moved).abs().max())
+        wrong = float((Rays(32, row_first=True).transform(g, encoded) - moved).abs().max())
+        assert right < 1e-3
+        same_in_both = g.flip == g.transposes  # half turns and transpositions
+        assert wrong == right if same_in_both else wrong > 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"outputs": ("prob",)}, "takes each of prob, dist once"),
+        ({"outputs": ("prob", "dist", "prob_class")}, "takes each of prob, dist once"),
+        ({"n_classes": 2}, "takes each of prob, dist, prob_class once"),
+    ],
+)
+def test_outputs_of_a_port_must_be_named(changes, message):
+    with pytest.raises(OutputError, match=message):
+        Port(embedding="bottleneck", **changes)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"p": 0, "d": 0}, "gives a dictionary of p, d, and outputs="),
+        ((0,), "gives 1 outputs, and outputs="),
+    ],
+)
+def test_a_network_that_gives_something_else_is_refused(given, message):
+    with pytest.raises(OutputError, match=message):
+        PORT.named(given, PORT.spec())
+
+
+def test_a_port_may_give_a_dictionary_one_tensor_or_more_outputs_than_are_named():
+    spec, prob, dist = PORT.spec(), torch.rand(1, 1, 4, 4), torch.rand(1, 8, 4, 4)
+    for raw in ({"prob": prob, "dist": dist}, torch.cat([dist, prob], 1), (dist, prob, None)):
+        named = PORT.named(raw, spec)
+        assert torch.equal(named["prob"], prob)
+        assert torch.equal(named["dist"], dist)
+
+
+def test_a_module_needs_a_port_and_a_port_a_module():
+    with pytest.raises(ModelError, match=r"a Encoder is no StarDist2D.*with port=Port"):
+        StardistAdapter(Encoder(row_first=False, logits=True))
+    with pytest.raises(ModelError, match="port is for a network that is built already"):
+        StardistAdapter(REFERENCES / "plain", PORT)
+    with pytest.raises(ModelError, match=r"no layer 'neck'.*one of its layers: net"):
+        StardistAdapter(DistanceFirst(), Port(n_rays=8, embedding="neck"))
+
+
+# --- the shell
+
+
+def test_the_shell_adapts_segments_and_evaluates(tmp_path, capsys):
+    for k in range(4):
+        image, labels = discs(k, (96, 101))
+        for kind, pixels in (("images", image), ("masks", labels.astype(np.uint16))):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            tifffile.imwrite(tmp_path / kind / f"{k}.tif", pixels)
+    images, run = str(tmp_path / "images"), str(tmp_path / "run")
+    words = ["--adapter", "stardist", "--model", str(REFERENCES / "plain"), "--nms_thresh", "0.3"]
+    few = ["--iterations", "2", "--batch_size", "2", "--crop", "64", "--views", "2"]
+    assert main(["adapt", *words, *few, "--images", images, "--out", run, "--stop", "none"]) == 0
+    assert f"Use it: StarDist2D(None, name='model', basedir='{run}')" in capsys.readouterr().out
+    adapted = StardistAdapter(f"{run}/model")
+    assert adapted.nms_thresh == 0.3  # what was asked for is what StarDist will take
+    out = tmp_path / "labels"
+    assert main(["segment", "--model", run, "--images", images, "--out", str(out)]) == 0
+    for file in out.iterdir():
+        pixels = tifffile.imread(tmp_path / "images" / file.name)
+        np.testing.assert_array_equal(tifffile.imread(file), adapted.segment(pixels))
+    masks = str(tmp_path / "masks")
+    assert main(["evaluate", "--model", run, "--images", images, "--masks", masks]) == 0
+    assert '"ap50"' in capsys.readouterr().out
+    bad = ["--adapter", "stardist", "--model", str(tmp_path), "--images", images]
+    assert main(["adapt", *bad, "--out", str(tmp_path / "other")]) == 2
+    assert "there is no config.json in it" in capsys.readouterr().err
+
+
+def test_the_registry_knows_it():
+    assert load_adapter("stardist") is StardistAdapter
+
+
+# --- bad input: one sentence
+
+
+def copy_of(name, tmp_path):
+    return Path(shutil.copytree(REFERENCES / name, tmp_path / name))
+
+
+def change(folder, **values):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+BAD = {
+    "3-D": (lambda f: change(f, n_dim=3, axes="ZYXC"), "is a 3-D StarDist model"),
+    "another network's config": (
+        lambda f: (f / "config.json").write_text('{"axes": "YXC"}'),
+        "no StarDist model: its config.json has no n_rays",
+    ),
+    "broken config": (
+        lambda f: (f / "config.json").write_text("{"),
+        "config.json of .* is no JSON",
+    ),
+    "config of nothing": (lambda f: (f / "config.json").write_text("[]"), "holds a list"),
+    "no config": (lambda f: (f / "config.json").unlink(), "there is no config.json in it"),
+    "no weights": (lambda f: (f / "weights_best.h5").unlink(), "has no weights"),
+    "weights of nothing": (
+        lambda f: (f / "weights_best.h5").write_bytes(b"no"),
+        "weights_best.h5 of .* is no file of Keras weights",
+    ),
+    "more rays": (lambda f: change(f, n_rays=16), r"\(n_rays=16, and the file has 8\)"),
+    "a wider network": (
+        lambda f: change(f, unet_n_filter_base=8),
+        "layer 'down_level_0_no_0' of shapes .* do not belong together",
+    ),
+    "a deeper network": (lambda f: change(f, unet_n_depth=3), "no layer 'down_level_2_no_0'"),
+    "a shallower network": (
+        lambda f: change(f, unet_n_depth=1),
+        "a layer 'middle_0' .* do not belong together",
+    ),
+    "another grid": (lambda f: change(f, grid=[2, 2]), "has no layer 'conv2d'"),
+    "no class head": (lambda f: change(f, n_classes=None), "has 2 layers more than config"),
+    "no grid": (lambda f: change(f, grid=[3, 1]), "is two powers of two"),
+    "another activation": (lambda f: change(f, unet_activation="gelu"), "'gelu' is not known"),
+    "another backbone": (lambda f: change(f, backbone="resnet"), "has the backbone 'resnet'"),
+    "thresholds out of range": (
+        lambda f: (f / "thresholds.json").write_text('{"prob": 1.5, "nms": 0.3}'),
+        "thresholds.json of .* has prob=1.5",
+    ),
+    "half of the thresholds": (
+        lambda f: (f / "thresholds.json").write_text('{"prob": 0.5}'),
+        "has nms=None",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_folder_that_is_no_such_model_is_refused(case, tmp_path):
+    damage, message = BAD[case]
+    folder = copy_of("unequal" if "class" in case else "plain", tmp_path)
+    damage(folder)
+    with pytest.raises(ModelError, match=message) as caught:
+        StardistAdapter(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_thresholds_stardists_own_are_taken_and_said(tmp_path, caplog):
+    folder = copy_of("plain", tmp_path)
+    (folder / "thresholds.json").unlink()
+    with caplog.at_level(logging.WARNING):
+        adapter = StardistAdapter(folder)
+    assert (adapter.prob_thresh, adapter.nms_thresh) == (0.5, 0.4)
+    assert "has no thresholds.json: StarDist's own defaults are taken" in caplog.text
+
+
+def test_weights_that_are_not_finite_are_neither_read_nor_saved(tmp_path):
+    folder = copy_of("plain", tmp_path)
+    with h5py.File(folder / "weights_best.h5", "a") as file:
+        file["prob/prob/bias:0"][...] = np.nan
+    with pytest.raises(ModelError, match="NaN or infinity in the layer 'prob'"):
+        StardistAdapter(folder)
+    adapter = StardistAdapter(network())
+    adapter.model.middle[0][0].weight.data[0] = torch.inf
+    with pytest.raises(ModelError, match="cannot be saved: middle_0 has NaN or infinity"):
+        adapter.save(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_saving_replaces_nothing(tmp_path):
+    adapter = StardistAdapter(network())
+    with pytest.raises(ModelError, match="exists already"):
+        adapter.save(tmp_path)
+    with pytest.raises(ModelError, match="there is no folder"):
+        adapter.save(tmp_path / "none" / "model")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("nothing_here", "there is no model 'nothing_here': give a StarDist model folder"),
+        (__file__, "is neither a folder nor a zip"),
+    ],
+)
+def test_what_is_no_model_is_refused(model, message):
+    with pytest.raises(ModelError, match=message):
+        StardistAdapter(model)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prob_thresh": 0.0}, "prob_thresh=0.0 is not allowed"),
+        ({"nms_thresh": 2.0}, "nms_thresh=2.0 is not allowed"),
+        ({"scale": 0.0}, "scale=0.0 is not allowed"),
+        ({"pmin": 99.9}, "pmin=99.9, pmax=99.8 is not allowed"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        StardistAdapter(network(), **options)
