@@ -35,7 +35,9 @@ def looks_of_run(
 
     The run's own figures and the scores at each look give every stop afterwards.
     """
-    result = adapt(adapter, images, config=config, stop=None, output_dir=folder, resume=True)
+    result = adapt(
+        adapter, images, config=config, stop=None, output_dir=folder, resume=True, channel_axis=0
+    )
     rows = {int(row["iteration"]): row for row in result.history if "d_emb" in row}
     looks = []
     for at in result.snapshots:

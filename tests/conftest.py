@@ -4,6 +4,8 @@ import pytest
 import torch
 from helpers import trained_adapter
 
+collect_ignore = ["stardist_references/make.py"]  # a script that needs TensorFlow
+
 
 def pytest_configure() -> None:
     torch.set_num_threads(2)

@@ -137,6 +137,7 @@ class StardistAdapter(Adapter):
             outputs = super().forward_tiled(model, padded)
         else:  # super() would pad a side whose divisor is smaller to that of the other
             whole = self.forward(model, padded[None])
+            self.outputs.check(whole, (padded.shape[-2], padded.shape[-1]))
             outputs = {name: output[0].float().cpu() for name, output in whole.items()}
         rows, columns = (-(-n // g) for n, g in zip(sizes, self.port.grid, strict=True))
         return {name: output[:, :rows, :columns] for name, output in outputs.items()}
