@@ -72,6 +72,5 @@ def outcome(runs: Sequence[Sequence[dict[str, Any]]]) -> str:
     ]
     means, spreads = np.mean(figures, 0), np.std(figures, 0)
     return " | ".join(
-        f"{m:.3f}" + (f" ± {s:.3f}" if len(runs) > 1 and k else "")
-        for k, (m, s) in enumerate(zip(means, spreads, strict=True))
+        f"{m:.3f}" + (f" ± {s:.3f}" if s > 0 else "") for m, s in zip(means, spreads, strict=True)
     )

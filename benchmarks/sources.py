@@ -111,7 +111,7 @@ def crop(pair: tuple[Array, Array], diameter: float, rng: np.random.Generator) -
     y, x = (rng.integers(0, n - side + 1) for n in labels.shape)
     window = np.s_[y : y + side, x : x + side]
     pixels = resize(image[window], (CROP, CROP), order=1, anti_aliasing=scale < 1)
-    rows = (np.arange(CROP) * side) // CROP
+    rows = ((np.arange(CROP) + 0.5) * side / CROP).astype(int)
     both = np.stack([pixels, labels[window][np.ix_(rows, rows)]])
     both = np.rot90(both, rng.integers(4), axes=(1, 2))
     if rng.random() < 0.5:

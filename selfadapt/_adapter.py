@@ -5,7 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from selfadapt._errors import ModelError
 from selfadapt._heads import OutputSpec
 from selfadapt._predict import predict
 from selfadapt._prepare import Image, as_channels_first, normalize_percentile, prepare
+from selfadapt._symmetry import Grid
 from selfadapt._tiles import predict_tiled, resize_labels
 
 if TYPE_CHECKING:
@@ -35,17 +36,26 @@ class Adapter(ABC):
     """The heads of the network."""
     channels: int | None = None
     """Number of channels that the network takes; None for any."""
-    size_multiple: int = 1
-    """Height and width that the network takes are multiples of this."""
+    size_multiple: int | Grid = 1
+    """Height and width that the network takes are multiples of this, or of (rows, columns)."""
     fixed_size: int | None = None
     """Set where the network takes square tiles of this side only."""
     tile: int = 512
     """Largest side of a tile where the network takes any size; smaller images go in one piece."""
+    padding: Literal["symmetric", "reflect"] = "symmetric"
+    """How an image is padded to a size that the network takes, in words of `numpy.pad`."""
+
+    @property
+    def multiples(self) -> Grid:
+        """Height and width that go in are multiples of these, the grids of the heads included."""
+        sizes, grid = self.size_multiple, self.outputs.grid
+        rows, columns = (sizes, sizes) if isinstance(sizes, int) else sizes
+        return math.lcm(rows, grid[0]), math.lcm(columns, grid[1])
 
     @property
     def side_multiple(self) -> int:
-        """Least common multiple of what the network takes and of the grids of its heads."""
-        return math.lcm(self.size_multiple, *self.outputs.grid)
+        """The sides of a square that goes in are multiples of this."""
+        return math.lcm(*self.multiples)
 
     @abstractmethod
     def forward(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
@@ -60,14 +70,14 @@ class Adapter(ABC):
         Default: `forward` on overlapping tiles, blended. Override it where the family has a tiler
         of its own. Returns float32 `[channels, ceil(H / grid), ceil(W / grid)]` on the CPU.
         """
-        multiple = self.side_multiple
         return predict_tiled(
             lambda tiles: self.forward(model, tiles),
             image,
             self.outputs,
-            tile=self.fixed_size or max(self.tile // multiple, 1) * multiple,
-            multiple=multiple,
+            tile=self.fixed_size or self.tile,
+            multiples=self.multiples,
             fixed=self.fixed_size is not None,
+            padding=self.padding,
         )
 
     @abstractmethod

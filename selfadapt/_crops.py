@@ -41,13 +41,22 @@ class Crops:
         """Read the first images, so that bad ones are refused before any work starts.
 
         Raises:
-            ImageError: an image cannot be read or used, all are masks, or they differ in channels.
+            ImageError: an image cannot be read or used or is smaller than the network takes, all
+                are masks, or they differ in channels.
         """
         refuse_masks(self._images)
         channels: dict[int, str] = {}
+        least = self._adapter.side_multiple
         for index, source in enumerate(self._images[:CHECKED]):
-            if (image := self._load(index)) is not None:
-                channels.setdefault(len(image), str(source))
+            if (image := self._load(index)) is None:
+                continue
+            channels.setdefault(len(image), str(source))
+            if min(image.shape[1:]) < least:
+                raise ImageError(
+                    f"{source} is {image.shape[1]} x {image.shape[2]} pixels for the network, "
+                    f"which takes at least {least} x {least}: adapt to larger images, or rescale "
+                    "them otherwise."
+                )
         if len(channels) > 1:
             listed = ", ".join(f"{name} has {count}" for count, name in channels.items())
             raise ImageError(

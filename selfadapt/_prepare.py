@@ -93,8 +93,8 @@ def prepare(adapter: "Adapter", image: Image, name: str) -> Tensor:
     """The checked network input of one image `[C, H, W]`, as float32 `[C', H', W']`.
 
     Raises:
-        ImageError: the image is constant or not finite, has another number of channels than
-            the network takes, or is smaller than it takes. `name` is named in the message.
+        ImageError: the image is constant or not finite, or has another number of channels than
+            the network takes. `name` is named in the message.
     """
     if image.ndim != 3:
         raise ImageError(
@@ -107,11 +107,5 @@ def prepare(adapter: "Adapter", image: Image, name: str) -> Tensor:
             f"{name} has {image.shape[0]} channel(s), prepared {prepared.shape[0]}, but the "
             f"network takes {adapter.channels}: choose the channels, or the adapter's option "
             "that converts them."
-        )
-    least = adapter.side_multiple
-    if min(prepared.shape[1:]) < least:
-        raise ImageError(
-            f"{name} is {prepared.shape[1]} x {prepared.shape[2]} pixels for the network, which "
-            f"takes at least {least} x {least}: use larger images or another rescaling."
         )
     return torch.from_numpy(prepared)

@@ -1,7 +1,7 @@
 """Images of any size through a network that takes tiles."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,9 +10,12 @@ from skimage.transform import resize
 from torch import Tensor
 
 from selfadapt._heads import OutputSpec
+from selfadapt._symmetry import Grid
 
 OVERLAP = 0.25
 """Least overlap of neighbouring tiles, as a share of their side."""
+FAINT = 1e-6
+"""Weight of what is near a tile's edge, where it sees too little of the image."""
 
 
 def predict_tiled(
@@ -21,29 +24,36 @@ def predict_tiled(
     spec: OutputSpec,
     *,
     tile: int,
-    multiple: int,
+    multiples: Grid,
     fixed: bool,
+    padding: Literal["symmetric", "reflect"] = "symmetric",
 ) -> dict[str, Tensor]:
-    """Predict `[C, H, W]` tile by tile and blend the overlaps with smooth weights.
+    """Predict `[C, H, W]` tile by tile and blend the middle of the overlaps.
+
+    The outer third of an overlap is left to the other tile, and the corners of tiles are
+    multiples of what the network takes: pooling sees the same pixels together as in the whole.
 
     Args:
         predict: network on `[1, C, h, w]`, giving raw outputs by head name.
         image: on the network's device.
         spec: heads, for their channels and grids.
         tile: largest side of a tile in pixels; an image that fits goes through in one piece.
-        multiple: sides the network takes are multiples of this.
+        multiples: height and width that the network takes are multiples of these.
         fixed: the network takes `tile` x `tile` only.
+        padding: how the far side is padded, in words of `numpy.pad`.
 
     Returns:
         Raw float32 outputs by head, `[channels, ceil(H / grid), ceil(W / grid)]`, on the CPU.
     """
     height, width = image.shape[-2:]
-    sides = [tile if fixed else min(tile, round_up(n, multiple)) for n in (height, width)]
-    whole_cells = [round_up(n, g) for n, g in zip((height, width), spec.grid, strict=True)]
-    padded = pad_far_side(image, [max(pair) for pair in zip(whole_cells, sides, strict=True)])
+    steps = spec.grid if fixed else multiples
+    fits = [round_up(n, step) for n, step in zip((height, width), steps, strict=True)]
+    largest = [tile if fixed else max(tile // step, 1) * step for step in steps]
+    sides = largest if fixed else [min(pair) for pair in zip(largest, fits, strict=True)]
+    padded = pad_far_side(image, [max(pair) for pair in zip(fits, sides, strict=True)], padding)
     starts = [
         list(_starts(size, side, step))
-        for size, side, step in zip(padded.shape[-2:], sides, spec.grid, strict=True)
+        for size, side, step in zip(padded.shape[-2:], sides, steps, strict=True)
     ]
     sums: dict[str, Tensor] = {}
     weights: dict[str, Tensor] = {}
@@ -74,14 +84,14 @@ def round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def pad_far_side(image: Tensor, sizes: Sequence[int]) -> Tensor:
+def pad_far_side(
+    image: Tensor, sizes: Sequence[int], mode: Literal["symmetric", "reflect"] = "symmetric"
+) -> Tensor:
     """Mirror `[C, H, W]` at its bottom and right edge until it has at least the given sizes."""
     missing = [max(size - have, 0) for size, have in zip(sizes, image.shape[-2:], strict=True)]
     if not any(missing):
         return image
-    pixels = np.pad(
-        image.cpu().numpy(), [(0, 0), (0, missing[0]), (0, missing[1])], mode="symmetric"
-    )
+    pixels = np.pad(image.cpu().numpy(), [(0, 0), (0, missing[0]), (0, missing[1])], mode=mode)
     return torch.from_numpy(pixels).to(image.device)
 
 
@@ -93,7 +103,7 @@ def resize_labels(labels: NDArray[Any], size: tuple[int, int]) -> NDArray[np.int
 
 
 def _starts(size: int, side: int, step: int) -> Iterator[int]:
-    """Evenly spread tile corners on the output lattice; the last tile ends at the far side."""
+    """Evenly spread tile corners, multiples of `step`; the last tile ends at the far side."""
     count = 1 if size == side else 1 + -(-(size - side) // int(side * (1 - OVERLAP)))
     for k in range(count):
         start = round(k * (size - side) / max(count - 1, 1))
@@ -101,8 +111,10 @@ def _starts(size: int, side: int, step: int) -> Iterator[int]:
 
 
 def _window(height: int, width: int) -> Tensor:
-    """Blending weights, largest in the middle of a tile and never zero."""
-    sides = [
-        torch.signal.windows.general_hamming(n + 2)[1:-1].clamp(min=1e-3) for n in (height, width)
-    ]
+    """Blending weights: a ramp over the middle third of the least overlap, never zero."""
+    sides = []
+    for n in (height, width):
+        to_edge = torch.minimum(torch.arange(n), torch.arange(n).flip(0))
+        third = max(n * OVERLAP / 3, 1.0)
+        sides.append((to_edge / third - 1).clamp(FAINT, 1))
     return sides[0][:, None] * sides[1]

@@ -292,7 +292,7 @@ def test_tiles_of_a_pointwise_network_give_the_whole_image_back(size, fixed):
         seen.add(tuple(tiles.shape[-2:]))
         return {"p": tiles * 2, "d": tiles[..., ::2, ::2]}
 
-    out = predict_tiled(network, image, spec, tile=64, multiple=8, fixed=fixed)
+    out = predict_tiled(network, image, spec, tile=64, multiples=(8, 8), fixed=fixed)
     torch.testing.assert_close(out["p"], image * 2)
     torch.testing.assert_close(out["d"], image[..., ::2, ::2])
     assert all(side % 8 == 0 and side <= 64 for tile in seen for side in tile)

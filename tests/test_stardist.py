@@ -3,8 +3,10 @@
 import hashlib
 import json
 import logging
+import os
 import shutil
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
@@ -186,15 +188,35 @@ def test_images_are_normalised_as_csbdeep_does():
     np.testing.assert_allclose(adapter.prepare(pair), normalize(pair, 1, 99.8, (1, 2)), atol=1e-6)
 
 
-def test_an_image_of_several_tiles_gives_what_the_whole_gives():
-    adapter = StardistAdapter(REFERENCES / "plain")
-    image = torch.from_numpy(adapter.prepare(IMAGE[None, :500, :430]))
-    whole = predict(adapter, adapter.model, image).outputs["dist"]
-    adapter.tile = 256
-    tiled = predict(adapter, adapter.model, image).outputs["dist"]
-    assert whole.shape == tiled.shape == (8, 500, 430)
-    assert not torch.equal(whole, tiled)
-    assert float((whole - tiled).abs().mean() / whole.std()) < 0.01
+@pytest.mark.parametrize("grid", [(1, 1), (2, 2), (4, 2)])
+def test_an_image_of_several_tiles_gives_what_the_whole_gives(grid):
+    """Three tiles and more: where pooling would see other pixels together, it shows in these."""
+    adapter = StardistAdapter(network(grid=grid, unet_n_depth=2))
+    image = torch.from_numpy(adapter.prepare(IMAGE[None, :501, :430]))
+    adapter.tile = 512
+    whole = predict(adapter, adapter.model, image).outputs
+    adapter.tile = 200
+    tiled = predict(adapter, adapter.model, image).outputs
+    for name in whole:
+        assert not torch.equal(whole[name], tiled[name])
+        torch.testing.assert_close(whole[name], tiled[name], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(5, 40), (31, 31), (1, 1)])
+def test_small_images_are_padded(size):
+    adapter = StardistAdapter(network(grid=(4, 4)))
+    assert adapter.segment(np.random.default_rng(0).random((5, 40))).shape == (5, 40)
+
+
+def test_gray_and_scale_are_applied():
+    from scipy import ndimage
+
+    adapter = StardistAdapter(network(), gray="inverted", scale=0.5)
+    colour = np.stack([255 - IMAGE[:100, :120]] * 3)
+    plain = StardistAdapter(network()).prepare(IMAGE[None, :100, :120])
+    np.testing.assert_allclose(
+        adapter.prepare(colour), ndimage.zoom(plain, (1, 0.5, 0.5), order=1), atol=1e-5
+    )
 
 
 # --- symmetries, by StarDist's own encoder on real masks
@@ -286,10 +308,61 @@ def test_conventions_of_a_port_are_decoded_and_wrong_ones_refused(row_first, log
 
     images = open_images([labels.astype(np.float32)])
     assert make().calibrated(images) is not None
-    with pytest.raises(ModelError, match=f"point elsewhere.*give row_first={row_first}"):
+    with pytest.raises(ModelError, match=f"are not as said.*give row_first={row_first}"):
         make(row_first=not row_first).calibrated(images)
     with pytest.raises(ModelError, match=f"so give logits={logits}"):
         make(logits=not logits).calibrated(images)
+
+
+class Changed(Encoder):
+    """A port with another idea of rays."""
+
+    def __init__(self, change):
+        super().__init__(row_first=False, logits=True)
+        self.change = change
+
+    def forward(self, images):
+        prob, dist = super().forward(images)
+        return prob, self.change(dist)
+
+
+@pytest.mark.parametrize(
+    "change",
+    {
+        "clockwise": lambda d: d.flip(1).roll(1, 1),
+        "from the left": lambda d: d.roll(16, 1),
+        "from the diagonal": lambda d: d.roll(4, 1),
+        "in cells of a grid": lambda d: d / 2,
+        "doubled": lambda d: d * 2,
+        "as a share": lambda d: d / 32,
+    }.values(),
+)
+def test_rays_that_are_no_convention_of_ours_are_refused(change):
+    port = Port(embedding="bottleneck", size_multiple=8)
+    images = open_images([MASK[:160, 30:215].astype(np.float32)])
+    assert Labels(Changed(lambda d: d), port).calibrated(images) is not None
+    with pytest.raises(ModelError, match=r"distances fall by .* where 1 is right"):
+        Labels(Changed(change), port).calibrated(images)
+
+
+def test_blank_windows_tell_nothing_about_a_port(tmp_path):
+    import zarr
+
+    whole = zarr.create_array(
+        str(tmp_path / "a.zarr"), shape=(2100, 2100), chunks=(300, 300), dtype="float32"
+    )
+    whole[1200:1360, 1300:1485] = MASK[:160, 30:215]
+    windows = [w for image in open_images(tmp_path / "a.zarr") for w in image.windows()]
+    port = Port(embedding="bottleneck", size_multiple=8)
+    with pytest.raises(ModelError, match="where 1 is right"):
+        Labels(Changed(lambda d: d * 2), port).calibrated(windows)
+
+
+def test_the_size_that_a_port_takes_need_not_be_a_multiple_of_its_grid():
+    port = Port(n_rays=8, grid=(4, 4), embedding="0", size_multiple=2)
+    adapter = StardistAdapter(nn.Sequential(nn.Conv2d(1, 9, 4, 4)), port)
+    assert adapter.multiples == (4, 4)
+    assert adapter.segment(IMAGE[:161, :185]).shape == (161, 185)
 
 
 def test_the_encoder_law_finds_a_wrong_ray_convention():
@@ -323,8 +396,9 @@ def test_outputs_of_a_port_must_be_named(changes, message):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"p": 0, "d": 0}, "gives a dictionary of p, d, and outputs="),
+        ({"p": 0, "d": 0}, "gives a dictionary of p, d: say which is which"),
         ((0,), "gives 1 outputs, and outputs="),
+        (None, "gives a NoneType, and outputs="),
     ],
 )
 def test_a_network_that_gives_something_else_is_refused(given, message):
@@ -338,6 +412,8 @@ def test_a_port_may_give_a_dictionary_one_tensor_or_more_outputs_than_are_named(
         named = PORT.named(raw, spec)
         assert torch.equal(named["prob"], prob)
         assert torch.equal(named["dist"], dist)
+    named = Port(outputs={"prob": "p", "dist": "d"}, embedding="").named({"p": 1, "d": 2}, spec)
+    assert named == {"prob": 1, "dist": 2}
 
 
 def test_a_module_needs_a_port_and_a_port_a_module():
@@ -423,8 +499,21 @@ BAD = {
     ),
     "another grid": (lambda f: change(f, grid=[2, 2]), "has no layer 'conv2d'"),
     "no class head": (lambda f: change(f, n_classes=None), "has 2 layers more than config"),
-    "no grid": (lambda f: change(f, grid=[3, 1]), "is two powers of two"),
-    "another activation": (lambda f: change(f, unet_activation="gelu"), "'gelu' is not known"),
+    "no grid": (lambda f: change(f, grid=[3, 1]), "must be two powers of two"),
+    "half a grid": (lambda f: change(f, grid=2), "grid=2 is not allowed: it must be two whole"),
+    "no pool": (lambda f: change(f, unet_pool=[0, 2]), "unet_pool=.0, 2. is not allowed"),
+    "rays in words": (lambda f: change(f, n_rays="8"), "n_rays='8' is not allowed"),
+    "a depth in words": (lambda f: change(f, unet_n_depth="2"), "unet_n_depth='2' is not allowed"),
+    "much dropout": (lambda f: change(f, unet_dropout=3), "unet_dropout=3 is not allowed"),
+    "classes in words": (lambda f: change(f, n_classes="x"), "n_classes='x' is not allowed"),
+    "features in words": (
+        lambda f: change(f, net_conv_after_unet="x"),
+        "net_conv_after_unet='x' is not allowed",
+    ),
+    "another activation": (
+        lambda f: change(f, unet_activation="maxout"),
+        "unet_activation='maxout' is not allowed: it must be one of relu",
+    ),
     "another backbone": (lambda f: change(f, backbone="resnet"), "has the backbone 'resnet'"),
     "thresholds out of range": (
         lambda f: (f / "thresholds.json").write_text('{"prob": 1.5, "nms": 0.3}'),
@@ -447,6 +536,32 @@ def test_a_folder_that_is_no_such_model_is_refused(case, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_the_newest_of_the_best_weights_are_taken(tmp_path):
+    """As StarDist does; files of macOS's own are passed over."""
+    folder = copy_of("plain", tmp_path)
+    best = folder / "weights_best.h5"
+    with h5py.File(shutil.copy(best, folder / "weights_best_finetuned.h5"), "a") as file:
+        file["prob/prob/bias:0"][...] = 7
+    shutil.copy(best, folder / "weights_last.h5")
+    (folder / "._weights_best.h5").write_bytes(b"no")
+    os.utime(best, (1, 1))
+    assert StardistAdapter(folder).model.prob.bias.item() == 7
+    os.utime(folder / "weights_best_finetuned.h5", (0, 0))
+    assert StardistAdapter(folder).model.prob.bias.item() != 7
+
+
+def test_a_damaged_zip_is_refused(tmp_path):
+    content = bytearray(zip_of("plain", tmp_path / "model.zip").read_bytes())
+    rng = np.random.default_rng(0)
+    for k in range(60):
+        damaged = content.copy()
+        damaged[int(rng.integers(len(content)))] ^= 255
+        file = tmp_path / f"{k}.zip"
+        file.write_bytes(damaged)
+        with suppress(ModelError):  # or it opens: not every byte matters
+            StardistAdapter(file)
+
+
 def test_without_thresholds_stardists_own_are_taken_and_said(tmp_path, caplog):
     folder = copy_of("plain", tmp_path)
     (folder / "thresholds.json").unlink()
@@ -464,17 +579,29 @@ def test_weights_that_are_not_finite_are_neither_read_nor_saved(tmp_path):
         StardistAdapter(folder)
     adapter = StardistAdapter(network())
     adapter.model.middle[0][0].weight.data[0] = torch.inf
-    with pytest.raises(ModelError, match="cannot be saved: middle_0 has NaN or infinity"):
+    with pytest.raises(ModelError, match=r"cannot be saved: middle.0.0.weight has NaN"):
         adapter.save(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_saving_replaces_nothing(tmp_path):
-    adapter = StardistAdapter(network())
+@pytest.mark.parametrize("port", [None, PORT])
+def test_saving_replaces_nothing(port, tmp_path):
+    adapter = StardistAdapter(DistanceFirst() if port else network(), port)
+    (tmp_path / "there").mkdir()
     with pytest.raises(ModelError, match="exists already"):
-        adapter.save(tmp_path)
+        adapter.save(tmp_path / "there")
     with pytest.raises(ModelError, match="there is no folder"):
         adapter.save(tmp_path / "none" / "model")
+    adapter.save(tmp_path / "new")
+    assert {path.name for path in tmp_path.iterdir()} == {"there", "new"}
+
+
+def test_how_to_open_it_says_what_adapting_was_told(tmp_path):
+    adapter = StardistAdapter(network(), scale=0.5, pmax=99.9)
+    assert adapter.usage(tmp_path / "m") == (
+        f"StarDist2D(None, name='m', basedir='{tmp_path}')"
+        ".predict_instances(normalize(image, 1, 99.9, axis=(0, 1)), scale=0.5)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -495,6 +622,7 @@ def test_what_is_no_model_is_refused(model, message):
         ({"prob_thresh": 0.0}, "prob_thresh=0.0 is not allowed"),
         ({"nms_thresh": 2.0}, "nms_thresh=2.0 is not allowed"),
         ({"scale": 0.0}, "scale=0.0 is not allowed"),
+        ({"gray": "invert"}, "gray='invert' is not allowed"),
         ({"pmin": 99.9}, "pmin=99.9, pmax=99.8 is not allowed"),
     ],
 )

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from stardist.geometry import polygons_to_label
@@ -31,14 +30,15 @@ from selfadapt_stardist._files import (
     StarDistModel,
     read_model,
     write_model,
+    write_state,
 )
 from selfadapt_stardist._network import StarDist2D
 from selfadapt_stardist._port import OUTPUTS, Port
 
 logger = logging.getLogger(__name__)
 
-CHECKED = 4
-"""The conventions of a port are checked on that many images."""
+CHECKED, LOOKED_AT = 4, 16
+"""The conventions of a port are checked on that many images with objects, among the first few."""
 BORDER = 2
 """StarDist takes no object whose centre is that near to the edge, in cells of the grid."""
 
@@ -59,6 +59,12 @@ class StardistAdapter(Adapter):
         pmax: percentile of a channel that becomes 1.
         gray: turn colour into luminance: "no", "yes", or "inverted" (dark nuclei become bright).
 
+    >>> from selfadapt_stardist import Architecture
+    >>> network = StarDist2D(Architecture(grid=(2, 2), unet_n_filter_base=4))
+    >>> adapter = StardistAdapter(network, scale=0.5)
+    >>> adapter.segment(np.random.default_rng(0).random((50, 70))).shape
+    (50, 70)
+
     Raises:
         ModelError: there is no such model, or it is not a 2-D StarDist network.
         ConfigError: an option is out of range.
@@ -66,6 +72,7 @@ class StardistAdapter(Adapter):
     """
 
     tile = 1024
+    padding = "reflect"  # as StarDist pads
 
     def __init__(
         self,
@@ -84,6 +91,8 @@ class StardistAdapter(Adapter):
                 raise ConfigError(f"{name}={value} is not allowed: it must be between 0 and 1.")
         if not (0 < scale < math.inf):
             raise ConfigError(f"scale={scale} is not allowed: it must be above 0.")
+        if gray not in ("no", "yes", "inverted"):
+            raise ConfigError(f"gray={gray!r} is not allowed: it must be no, yes or inverted.")
         if not 0 <= pmin < pmax <= 100:
             raise ConfigError(
                 f"pmin={pmin}, pmax={pmax} is not allowed: they are percentiles, pmin the smaller."
@@ -93,7 +102,7 @@ class StardistAdapter(Adapter):
             a = opened.network.architecture
             self.model: nn.Module = opened.network
             self._config: Mapping[str, Any] | None = opened.config
-            self._divisor = a.divisor
+            self.size_multiple = a.divisor
             thresholds = opened.thresholds
             port = Port(
                 n_rays=a.n_rays,
@@ -102,17 +111,15 @@ class StardistAdapter(Adapter):
                 n_classes=a.n_classes,
                 embedding="middle.0",
                 channels=a.n_channel_in,
-                size_multiple=math.lcm(*a.divisor),
             )
         elif isinstance(model, nn.Module):
             self.model, self._config, thresholds = model, None, DEFAULT_THRESHOLDS
-            self._divisor = (port.size_multiple, port.size_multiple)
+            self.size_multiple = port.size_multiple
         else:
             raise ModelError(f"port is for a network that is built already, not for {model!r}.")
         self.port = port
         self.outputs = port.spec()
         self.channels = port.channels
-        self.size_multiple = port.size_multiple
         self.prob_thresh = thresholds["prob"] if prob_thresh is None else prob_thresh
         self.nms_thresh = thresholds["nms"] if nms_thresh is None else nms_thresh
         self.scale, self.pmin, self.pmax, self.gray = scale, pmin, pmax, gray
@@ -126,21 +133,6 @@ class StardistAdapter(Adapter):
 
     def forward(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         return self.port.named(model(images), self.outputs)
-
-    def forward_tiled(self, model: nn.Module, image: Tensor) -> dict[str, Tensor]:
-        """Padded at the far side as StarDist does, and in one piece up to 1024 pixels."""
-        sizes = image.shape[-2:]
-        missing = [(0, -n % d) for n, d in zip(sizes, self._divisor, strict=True)]
-        pixels = np.pad(image.cpu().numpy(), [(0, 0), *missing], mode="reflect")
-        padded = torch.from_numpy(pixels).to(image.device)
-        if max(padded.shape) > self.tile:
-            outputs = super().forward_tiled(model, padded)
-        else:  # super() would pad a side whose divisor is smaller to that of the other
-            whole = self.forward(model, padded[None])
-            self.outputs.check(whole, (padded.shape[-2], padded.shape[-1]))
-            outputs = {name: output[0].float().cpu() for name, output in whole.items()}
-        rows, columns = (-(-n // g) for n, g in zip(sizes, self.port.grid, strict=True))
-        return {name: output[:, :rows, :columns] for name, output in outputs.items()}
 
     def embedding_module(self, model: nn.Module) -> nn.Module:
         try:
@@ -168,15 +160,15 @@ class StardistAdapter(Adapter):
         """
         prob = self.outputs["prob"].values(outputs["prob"])[0].nan_to_num()
         dist = outputs["dist"].nan_to_num().permute(1, 2, 0)
-        grid, divisor = self.port.grid, self._divisor
+        grid, multiples = self.port.grid, self.multiples
         if self.port.row_first:  # these are StarDist's own rays in the transposed image
             prob, dist = prob.T, dist.transpose(0, 1)
-            grid, divisor = grid[::-1], divisor[::-1]
+            grid, multiples = grid[::-1], multiples[::-1]
         sides = [n * g for n, g in zip(prob.shape, grid, strict=True)]
         # the border is that of the padded image, whose padding has been cut off again
         far = [
-            max(BORDER - -n % (d // g), 0)
-            for n, d, g in zip(prob.shape, divisor, grid, strict=True)
+            max(BORDER - -n % (m // g), 0)
+            for n, m, g in zip(prob.shape, multiples, grid, strict=True)
         ]
         points, scores, distances = non_maximum_suppression(
             dist.clamp(1e-3, sum(sides)).numpy(),
@@ -206,20 +198,26 @@ class StardistAdapter(Adapter):
         """The folder that StarDist itself opens; of a port, its state dict.
 
         Raises:
-            ModelError: the folder is there already, or a weight is not finite.
+            ModelError: the path is there already or in no folder, or a weight is not finite.
         """
         if self._config is None:
-            torch.save(self.model.state_dict(), path)
+            write_state(self.model, Path(path).expanduser().absolute())
             return
         assert isinstance(self.model, StarDist2D)
         thresholds = {"prob": self.prob_thresh, "nms": self.nms_thresh}
-        write_model(StarDistModel(self.model, self._config, thresholds), Path(path).expanduser())
+        model = StarDistModel(self.model, self._config, thresholds)
+        write_model(model, Path(path).expanduser().absolute())
 
     def usage(self, path: Path) -> str | None:
         if self._config is None:
             return None
         path = path.absolute()
-        return f"StarDist2D(None, name={path.name!r}, basedir={str(path.parent)!r})"
+        opened = f"StarDist2D(None, name={path.name!r}, basedir={str(path.parent)!r})"
+        if (self.scale, self.pmin, self.pmax) == (1, 1, 99.8):
+            return opened
+        normalized = f"normalize(image, {self.pmin:g}, {self.pmax:g}, axis=(0, 1))"
+        scale = "" if self.scale == 1 else f", scale={self.scale:g}"
+        return f"{opened}.predict_instances({normalized}{scale})"
 
     def calibrated(self, images: Sequence[LazyImage]) -> Self:
         """The adapter itself, once the conventions of a port have been checked on a few images.
@@ -228,9 +226,16 @@ class StardistAdapter(Adapter):
             ModelError: the network gives logits or rays in another way than its `Port` says.
         """
         if self._config is None:
-            for image in images[:CHECKED]:
-                prepared = prepare(self, image.read(), str(image))
-                self.port.check(predict(self, self.model, prepared).outputs, str(image))
+            seen = 0
+            for image in images[:LOOKED_AT]:
+                pixels = image.read()
+                if image.is_window and pixels.min() == pixels.max():
+                    continue  # a blank part of a large image
+                prepared = prepare(self, pixels, str(image))
+                outputs = predict(self, self.model, prepared).outputs
+                seen += self.port.check(outputs, str(image))
+                if seen == CHECKED:
+                    break
         return self
 
     @classmethod

@@ -4,8 +4,9 @@ import io
 import json
 import logging
 import os
-import shutil
+import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,14 +57,17 @@ def read_model(model: str) -> StarDistModel:
     Raises:
         ModelError: there is no such model, or it is not a 2-D StarDist network.
     """
-    folder = _folder(model)
     source = repr(model)
-    config = _json(folder / CONFIG, source)
-    _check_config(config, source)
-    network = StarDist2D(Architecture.from_config(config))
-    weights = _weights_file(folder, source)
-    read_weights(network, weights.read_bytes(), f"{weights.name} of {source}")
-    return StarDistModel(network.eval(), config, _thresholds(folder, source))
+    try:
+        folder = _folder(model)
+        config = _json(folder / CONFIG, source)
+        _check_config(config, source)
+        network = StarDist2D(Architecture.from_config(config))
+        weights = _weights_file(folder, source)
+        read_weights(network, weights.read_bytes(), f"{weights.name} of {source}")
+        return StarDistModel(network.eval(), config, _thresholds(folder, source))
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise ModelError(f"{source} is a damaged zip ({error}): get it again.") from None
 
 
 def _folder(model: str) -> Any:
@@ -98,7 +102,7 @@ def _download(name: str) -> Path:
     """The zip of a model, from where StarDist (Keras) keeps it or, the first time, the web."""
     home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
     file = home / "models" / "StarDist2D" / name / f"{name}.zip"
-    if not file.exists():
+    if not zipfile.is_zipfile(file):  # absent, or a download that was cut off
         file.parent.mkdir(parents=True, exist_ok=True)
         url = f"{RELEASES}/python_{name}.zip"
         logger.warning("Downloading %s to %s", url, file)
@@ -137,11 +141,20 @@ def _check_config(config: Mapping[str, Any], source: str) -> None:
 
 
 def _weights_file(folder: Any, source: str) -> Any:
-    """The file that StarDist itself would load: one called "best" before the others."""
-    files = [file for file in folder.iterdir() if file.name.endswith((".h5", ".hdf5"))]
+    """The file that StarDist itself loads: the newest that is called "best", else the newest."""
+    files = [
+        file
+        for file in folder.iterdir()
+        if file.name.endswith((".h5", ".hdf5")) and not file.name.startswith(".")
+    ]
     if not files:
         raise ModelError(f"{source} has no weights: there is no {WEIGHTS} in it.")
-    return min(files, key=lambda file: (file.name != WEIGHTS, "best" not in file.name, file.name))
+
+    def rank(file: Any) -> tuple[bool, float, bool]:
+        age = file.stat().st_mtime if isinstance(file, Path) else 0.0  # unpacked all at once
+        return "best" in file.name, age, file.name == WEIGHTS
+
+    return max(files, key=rank)
 
 
 def _thresholds(folder: Any, source: str) -> dict[str, float]:
@@ -216,7 +229,7 @@ def _stored_weights(content: bytes, source: str) -> dict[str, list[Any]]:
                 if names:
                     stored[layer] = [root[layer][name][()] for name in names]
             return stored
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"{source} is no file of Keras weights ({error}): give one that StarDist has saved."
         ) from None
@@ -257,22 +270,44 @@ def write_model(model: StarDistModel, path: Path) -> None:
     """Write the folder that `stardist.models.StarDist2D(None, name, basedir)` loads.
 
     Raises:
-        ModelError: a weight is not finite, or the folder is there already.
+        ModelError: a weight is not finite, or the path is there already or in no folder.
     """
-    for name, layer in model.network.keras_layers():
-        if not all(bool(tensor.isfinite().all()) for tensor in _tensors(layer)):
+    _check_saving(model.network, path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
+        partial = Path(scratch) / "model"
+        partial.mkdir()
+        (partial / CONFIG).write_text(json.dumps(dict(model.config)))
+        (partial / THRESHOLDS).write_text(json.dumps(dict(model.thresholds)))
+        _write_weights(model.network, partial / WEIGHTS)
+        os.replace(partial, path)
+
+
+def write_state(network: nn.Module, path: Path) -> None:
+    """Write the state dict of another author's network.
+
+    Raises:
+        ModelError: a weight is not finite, or the path is there already or in no folder.
+    """
+    _check_saving(network, path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
+        torch.save(network.state_dict(), Path(scratch) / "state")
+        os.replace(Path(scratch) / "state", path)
+
+
+def _check_saving(network: nn.Module, path: Path) -> None:
+    for name, tensor in network.state_dict().items():
+        if not bool(tensor.isfinite().all()):
             raise ModelError(f"the network cannot be saved: {name} has NaN or infinity.")
     if path.exists():
-        raise ModelError(f"{str(path)!r} exists already: give the name of a new folder.")
-    if not path.absolute().parent.is_dir():
-        raise ModelError(f"there is no folder {str(path.absolute().parent)!r} to save to.")
-    partial = path.with_name(f"{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a save that was cut off
-    partial.mkdir()
-    (partial / CONFIG).write_text(json.dumps(dict(model.config)))
-    (partial / THRESHOLDS).write_text(json.dumps(dict(model.thresholds)))
-    with h5py.File(partial / WEIGHTS, "w") as file:
-        layers = dict(model.network.keras_layers())
+        raise ModelError(f"{str(path)!r} exists already: give another name.")
+    if not path.parent.is_dir():
+        raise ModelError(f"there is no folder {str(path.parent)!r} to save to.")
+
+
+def _write_weights(network: StarDist2D, path: Path) -> None:
+    """The file of `keras_model.save_weights`, in the layout of Keras 2, which Keras 3 reads too."""
+    layers = dict(network.keras_layers())
+    with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = [name.encode() for name in layers]
         file.attrs["backend"] = b"tensorflow"
         file.attrs["keras_version"] = b"2.15.0"  # whose layout this is
@@ -282,4 +317,3 @@ def write_model(model: StarDistModel, path: Path) -> None:
             group.attrs["weight_names"] = [weight.encode() for weight in names]
             for weight, tensor in zip(names, _tensors(layer), strict=True):
                 group[weight] = _to_keras(tensor)
-    os.replace(partial, path)

@@ -1,6 +1,6 @@
 """StarDist's 2-D network in PyTorch, equal to the official Keras graph."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import count, pairwise
 from typing import Any, Self
@@ -19,6 +19,10 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "softplus": nn.Softplus,
     "linear": nn.Identity,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "swish": nn.SiLU,
+    "softsign": nn.Softsign,
 }
 """Keras activations by name."""
 
@@ -28,6 +32,9 @@ Pair = tuple[int, int]
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """What StarDist's `Config2D` says about the network: same names, same defaults.
+
+    >>> Architecture(grid=(2, 2)).divisor
+    (16, 16)
 
     Raises:
         ModelError: a value is not that of a 2-D StarDist network.
@@ -51,15 +58,12 @@ class Architecture:
     net_conv_after_unet: int = 128
 
     def __post_init__(self) -> None:
-        for name in ("grid", "unet_kernel_size", "unet_pool"):
+        for names, allowed, rule in _RULES:
+            for name in names:
+                if not allowed(value := getattr(self, name)):
+                    raise ModelError(f"{name}={value!r} is not allowed: it must be {rule}.")
+        for name in _PAIRS:
             object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists
-        if len(self.grid) != 2 or any(g < 1 or g & (g - 1) for g in self.grid):
-            raise ModelError(f"grid={self.grid} is not allowed: it is two powers of two.")
-        for name in ("unet_activation", "unet_last_activation"):
-            if getattr(self, name) not in ACTIVATIONS:
-                raise ModelError(
-                    f"{name}={getattr(self, name)!r} is not known: {', '.join(ACTIVATIONS)} are."
-                )
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -93,6 +97,42 @@ class Architecture:
     def filters(self, level: int) -> int:
         """Feature maps at a level of the U-Net."""
         return int(self.unet_n_filter_base * self.unet_expansion ** max(level, 0))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_count, value))
+
+
+_PAIRS = ("grid", "unet_kernel_size", "unet_pool")
+_RULES: list[tuple[Sequence[str], Callable[[Any], bool], str]] = [
+    (
+        ("n_channel_in", "unet_n_depth", "unet_n_filter_base", "unet_n_conv_per_depth"),
+        _is_count,
+        "a whole number above 0",
+    ),
+    (("n_rays",), lambda v: _is_count(v) and v > 2, "a whole number above 2"),
+    (("n_classes",), lambda v: v is None or _is_count(v), "a whole number above 0, or null"),
+    (("net_conv_after_unet",), lambda v: _is_count(v + 1 if v == 0 else v), "a whole number"),
+    (_PAIRS, _is_pair, "two whole numbers above 0"),
+    (("grid",), lambda v: not any(g & (g - 1) for g in v), "two powers of two"),
+    (
+        ("unet_dropout",),
+        lambda v: isinstance(v, int | float) and 0 <= v < 1,
+        "a number from 0 to below 1",
+    ),
+    (("unet_expansion",), lambda v: isinstance(v, int | float) and v > 0, "a number above 0"),
+    (("unet_batch_norm",), lambda v: isinstance(v, bool), "true or false"),
+    (("unet_prefix",), lambda v: isinstance(v, str), "a text"),
+    (
+        ("unet_activation", "unet_last_activation"),
+        lambda v: isinstance(v, str) and v in ACTIVATIONS,
+        f"one of {', '.join(ACTIVATIONS)}",
+    ),
+]
 
 
 class StarDist2D(nn.Module):

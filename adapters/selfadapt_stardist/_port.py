@@ -10,6 +10,10 @@ from torch import Tensor
 from selfadapt import Binary, Categorical, Head, ModelError, OutputError, OutputSpec, Rays
 
 OUTPUTS = ("prob", "dist", "prob_class")
+ENOUGH = 100
+"""Pixels of objects that a check needs."""
+SLOPES = (0.75, 1.33)
+"""By so much distances may fall per pixel along their rays."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +23,8 @@ class Port:
     Args:
         n_rays: number of rays.
         outputs: which output comes at which place: "prob", "dist", and "prob_class" where there
-            are classes. Of a dictionary, these are its keys; of one tensor, the parts in order.
+            are classes; of one tensor, the parts in order. For a network that gives a dictionary,
+            these are its keys, or a mapping says what they are: `{"prob": "p", "dist": "d"}`.
         logits: whether `prob` (and `prob_class`) are logits (else probabilities).
         row_first: the direction of ray k, at the angle `2 pi k / n_rays`: False is StarDist's
             own, row `sin` and column `cos`; True is row `cos` and column `sin`.
@@ -28,10 +33,16 @@ class Port:
         embedding: dotted name of the module whose output is the bottleneck.
         channels: number of channels that the network takes.
         size_multiple: height and width that the network takes are multiples of this.
+
+    Raises:
+        OutputError: `outputs` are not these names.
+
+    >>> Port(n_rays=8, outputs=("dist", "prob"), embedding="middle").spec().channels
+    9
     """
 
     n_rays: int = 32
-    outputs: Sequence[str] = ("prob", "dist")
+    outputs: Sequence[str] | Mapping[str, str] = ("prob", "dist")
     logits: bool = True
     row_first: bool = False
     grid: tuple[int, int] = (1, 1)
@@ -64,25 +75,31 @@ class Port:
         """What the network gives, by name of the head; outputs beyond the named are left out."""
         if isinstance(raw, Tensor):
             return spec.split(raw)
+        outputs = self.outputs
         if isinstance(raw, Mapping):
-            missing = [name for name in self.outputs if name not in raw]
-            if not missing:
-                return {name: raw[name] for name in self.outputs}
-            given = f"a dictionary of {', '.join(map(str, raw))}"
-        elif len(raw) >= len(self.outputs):
-            return dict(zip(self.outputs, raw, strict=False))
-        else:
-            given = f"{len(raw)} outputs"
+            keys = outputs if isinstance(outputs, Mapping) else {name: name for name in outputs}
+            if all(key in raw for key in keys.values()):
+                return {name: raw[key] for name, key in keys.items()}
+            raise OutputError(
+                f"the network gives a dictionary of {', '.join(map(str, raw))}: say which is "
+                f"which, as in outputs={dict.fromkeys(outputs, '...')}."
+            )
+        if isinstance(raw, Sequence) and len(raw) >= len(outputs):
+            return dict(zip(outputs, raw, strict=False))
+        given = f"{len(raw)} outputs" if isinstance(raw, Sequence) else f"a {type(raw).__name__}"
         raise OutputError(
-            f"the network gives {given}, and outputs={tuple(self.outputs)} are asked for: name "
-            "what it gives."
+            f"the network gives {given}, and outputs={tuple(outputs)} asks for {len(outputs)}: "
+            "name what it gives, in its order."
         )
 
-    def check(self, outputs: Mapping[str, Tensor], source: str) -> None:
-        """Raise ModelError if the outputs of an image do not fit these conventions.
+    def check(self, outputs: Mapping[str, Tensor], source: str) -> bool:
+        """Whether an image has objects that show these conventions to be right.
 
         Distances fall by one pixel for each pixel that one goes along their own ray: that tells
-        apart directions of rays and units of distance, without labels.
+        directions of rays and units of distance, without labels.
+
+        Raises:
+            ModelError: the image shows them to be wrong.
         """
         raw = outputs["prob"]
         bounded = bool(((raw >= 0) & (raw <= 1)).all())
@@ -93,20 +110,30 @@ class Port:
                 f"{'probabilities' if bounded else 'logits'}, so give logits={not self.logits}."
             )
         inside = (raw if bounded else raw.sigmoid())[0] > 0.5
-        if int(inside.sum()) < 100:
-            return  # no object, nothing to tell
-        falls = {
-            row_first: self._fall(outputs["dist"], inside, row_first) for row_first in (False, True)
-        }
-        if falls[not self.row_first] > max(2 * falls[self.row_first], 0.3):
-            raise ModelError(
-                f"the rays of this network point elsewhere: in {source}, distances fall by "
-                f"{falls[self.row_first]:.2f} per pixel along rays of row_first={self.row_first} "
-                f"and by {falls[not self.row_first]:.2f} along those of the other convention: "
-                f"give row_first={not self.row_first}."
+        if int(inside.sum()) < ENOUGH:
+            return False
+        mine, other = (
+            self.fall(outputs["dist"], inside, row_first)
+            for row_first in (self.row_first, not self.row_first)
+        )
+        if SLOPES[0] <= mine <= SLOPES[1]:
+            return True
+        if SLOPES[0] <= other <= SLOPES[1]:
+            cause = f"along those of the other convention by {other:.2f}: give row_first="
+            cause += f"{not self.row_first}"
+        else:
+            cause = (
+                f"along those of the other convention by {other:.2f}. Distances must be in pixels "
+                "of the image, and ray k at the angle 2 pi k / n_rays: let the network's forward "
+                "change them"
             )
+        raise ModelError(
+            f"the rays of this network are not as said: in {source}, distances fall by "
+            f"{mine:.2f} per pixel along rays of row_first={self.row_first}, where 1 is right, "
+            f"and {cause}."
+        )
 
-    def _fall(self, dist: Tensor, inside: Tensor, row_first: bool) -> float:
+    def fall(self, dist: Tensor, inside: Tensor, row_first: bool) -> float:
         """How much the distances of objects fall, per pixel along their rays; 1 if all is right."""
         angles = 2 * torch.pi * torch.arange(self.n_rays) / self.n_rays
         rows, columns = angles.sin()[:, None, None], angles.cos()[:, None, None]
