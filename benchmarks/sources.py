@@ -6,6 +6,7 @@
 Two thirds of each domain's images train it; every third one is left for tests. Objects of all
 domains are rescaled to a common range of sizes, colour becomes inverted gray, so that a network
 of one domain can be tried on another. `stardist`: a `StarDist2D` folder, 32 rays on a grid of two.
+`cellpose`: a weights file of a narrow `CPnet` of Cellpose 3, for objects of 21 pixels.
 """
 
 import argparse
@@ -25,8 +26,10 @@ from torch.nn import functional
 from selfadapt import normalize_percentile, open_images, to_gray
 
 CROP, BATCH, RATE = 128, 8, 2e-3
-DIAMETERS = {"fluo256": 14, "fluo360": 47, "fluo520": 28, "he": 21, "usiigaci_phase": 47}
-"""Median diameter of the objects, in pixels."""
+DIAMETERS = {
+    "fluo256": 14, "fluo360": 47, "fluo520": 28, "he": 21, "usiigaci_phase": 47, "photons": 28
+}  # fmt: skip
+"""Median diameter of the objects, in pixels; "photons" is fluo520 with fewer of them."""
 SIZES = (11, 40)
 """Diameters that a network is to know, in pixels."""
 
@@ -35,11 +38,20 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Domain:
-    """Images `[C, H, W]` with labels `[H, W]`; `test` is every third one."""
+    """Images `[C, H, W]` with labels `[H, W]`, in the order of their files."""
 
     name: str
-    train: Sequence[tuple[Array, Array]]
-    test: Sequence[tuple[Array, Array]]
+    in_order: Sequence[tuple[Array, Array]]
+
+    @property
+    def train(self) -> Sequence[tuple[Array, Array]]:
+        """What may be trained on or adapted to."""
+        return [pair for k, pair in enumerate(self.in_order) if k % 3]
+
+    @property
+    def test(self) -> Sequence[tuple[Array, Array]]:
+        """Every third one, for scores."""
+        return self.in_order[::3]
 
 
 def load(shared: Path, name: str) -> Domain:
@@ -47,7 +59,7 @@ def load(shared: Path, name: str) -> Domain:
     folder = shared / "data" / (name if name == "usiigaci_phase" else f"dsb2018/{name}")
     images, masks = (open_images(folder / kind) for kind in ("images", "masks"))
     pairs = [(i.read(), m.read()[0].astype(np.int32)) for i, m in zip(images, masks, strict=True)]
-    return Domain(name, [p for k, p in enumerate(pairs) if k % 3], pairs[::3])
+    return Domain(name, pairs)
 
 
 def gray(image: Array, domain: str) -> Array:
@@ -100,7 +112,38 @@ class StarDistFamily:
         StardistAdapter(network.eval()).save(path)
 
 
-FAMILIES: dict[str, Family] = {"stardist": StarDistFamily()}
+class CellposeFamily:
+    """A CPnet a fourth as wide as Cellpose's own."""
+
+    def build(self) -> nn.Module:
+        from cellpose.resnet_torch import CPnet
+
+        network = CPnet([2, 8, 16, 32, 64], 3, sz=3)
+        network.mkldnn = False
+        network.diam_mean.data.fill_(21.0)
+        network.diam_labels.data.fill_(21.0)
+        return network
+
+    def targets(self, labels: Array) -> Array:
+        from cellpose.dynamics import masks_to_flows
+
+        if not labels.any():
+            return np.zeros((3, *labels.shape), np.float32)
+        flows = masks_to_flows(labels, device=torch.device("cpu"))
+        return np.concatenate([5 * flows, labels[None] > 0]).astype(np.float32)
+
+    def loss(self, network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        """Cellpose's own."""
+        both = torch.cat([images, torch.zeros_like(images)], 1)
+        raw = network(both)[0]
+        bce = functional.binary_cross_entropy_with_logits(raw[:, 2], targets[:, 2])
+        return functional.mse_loss(raw[:, :2], targets[:, :2]) / 2 + bce
+
+    def save(self, network: nn.Module, path: Path) -> None:
+        torch.save(network.state_dict(), path)
+
+
+FAMILIES: dict[str, Family] = {"stardist": StarDistFamily(), "cellpose": CellposeFamily()}
 
 
 def crop(pair: tuple[Array, Array], diameter: float, rng: np.random.Generator) -> Any:

@@ -1,0 +1,90 @@
+"""What selfadapt is compared with in `evidence.py`, on the same networks and images.
+
+`tta`: no adaptation, the mean over flips and quarter turns. `adabn`: batch-norm statistics of the
+target images. `tent`: entropy minimisation of the normalisation layers' scale and shift (Wang et
+al. 2021, per pixel; regression heads have no entropy). Mean teacher is a setting of ours, see
+`evidence.py`.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from selfadapt import Adapter, Binary, Categorical, Config
+from selfadapt._network import copy_network, select_parameters
+
+
+def tta(adapter: Adapter) -> Adapter:
+    """The adapter with predictions averaged over all symmetries of its heads."""
+
+    class Averaged(type(adapter)):  # type: ignore[misc]
+        def forward_tiled(self, model: nn.Module, image: Tensor) -> dict[str, Tensor]:
+            sums: dict[str, Tensor] = {}
+            grid, symmetries = self.outputs.grid, self.outputs.symmetries
+            for g in symmetries:
+                for name, raw in super().forward_tiled(model, g.move(image, grid)).items():
+                    head = self.outputs[name]
+                    value = head.transform(g.inverse, head.values(raw), self.outputs.step(name))
+                    sums[name] = sums.get(name, torch.zeros(())) + value / len(symmetries)
+            for name, head in self.outputs.items():
+                if isinstance(head, Binary) and head.logits:
+                    sums[name] = sums[name].logit(1e-6)
+                if isinstance(head, Categorical) and head.logits:
+                    sums[name] = sums[name].clamp(min=1e-6).log()
+            return sums
+
+        def segment(self, image, *, channel_axis=None):  # type: ignore[no-untyped-def]
+            # by our own path, where the family's own tools would not average
+            return Adapter.segment(self, image, channel_axis=channel_axis)
+
+    averaged = adapter.with_model(adapter.model)
+    averaged.__class__ = Averaged
+    return averaged
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+
+
+@torch.no_grad()
+def adabn(adapter: Adapter, batches: Iterable[Tensor]) -> Adapter:
+    """Batch-norm statistics averaged over batches of the target."""
+    model = copy_network(adapter.model, torch.device("cpu"))
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+            module.momentum = None  # the plain mean over batches
+            module.train()
+    for images in batches:
+        adapter.forward(model, images)
+    return adapter.with_model(model.eval())
+
+
+def tent(adapter: Adapter, batches: Iterable[Tensor], config: Config) -> Adapter:
+    """One pass of entropy minimisation, statistics of each batch, AdamW as in `config`."""
+    model = copy_network(adapter.model, torch.device("cpu")).train()
+    names = select_parameters(model, "norm")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=config.learning_rate
+    )
+    for images in batches:
+        loss = torch.stack(list(_entropies(adapter, adapter.forward(model, images)).values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return adapter.with_model(model.eval())
+
+
+def _entropies(adapter: Adapter, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    entropies = {}
+    for name, head in adapter.outputs.items():
+        p = head.values(outputs[name]).clamp(1e-6, 1 - 1e-6)
+        if isinstance(head, Binary):
+            entropies[name] = -(p * p.log() + (1 - p) * (1 - p).log()).mean()
+        if isinstance(head, Categorical):
+            entropies[name] = -(p * p.log()).sum(1).mean()
+    return entropies

@@ -1,0 +1,151 @@
+"""Does adapting help, does it ever harm, and can it be left alone? Pairs x settings x seeds.
+
+    python benchmarks/evidence.py --shared ../shared --out benchmarks/results/evidence.jsonl
+
+Runs every cell that is not in the output file yet: a pair of `pairs.py`, a setting of SETTINGS or
+a baseline of `baselines.py`, and a seed. A cell is one trajectory without a criterion: at each look
+the label-free figures of student and teacher are kept, and their scores on labelled test images, so
+that every stop, and the best look, can be read off afterwards (`evidence_report.py`). Source
+networks are trained first, by `sources.py`, and kept beside the output file.
+"""
+
+import argparse
+import json
+import time
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from baselines import adabn, has_batch_norm, tent, tta
+from common import score
+from pairs import PAIRS, Pair, Task, task
+from sources import FAMILIES, load, train
+
+from selfadapt import Adapter, Config, Crops, SelfAdaptation, Validation, prepare
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "default": {},
+    # Table 2: each component off
+    "no masks": {"mask": False},
+    "no teacher TTA": {"views": 1},
+    "no L2-SP": {"l2sp": 0.0},
+    "no augmentation": {"strength": 0.0},
+    # settings
+    "learning rate 3e-5": {"learning_rate": 3e-5},
+    "learning rate 3e-4": {"learning_rate": 3e-4},
+    "8 views": {"views": 8},
+    "half the augmentation": {"strength": 0.5},
+    "hard targets": {"targets": "hard"},
+    "batch norm of the batch": {"batch_norm": "batch"},
+    "L2-SP 1e-2": {"l2sp": 1e-2},
+    # torch-em's mean teacher: no masks, one view, no anchor, statistics of the batch
+    "mean teacher": {"views": 1, "mask": False, "l2sp": 0.0, "batch_norm": "batch"},
+}
+BASELINES = ("TTA alone", "AdaBN", "TENT")
+SOURCES = ("fluo360", "fluo520")
+TRAINING_STEPS = {"stardist": 1500, "cellpose": 1500}
+LOOK_SIDE = 256
+"""Held-out images are cut to that for the looks, to save time."""
+NETWORKS = ("teacher", "student")
+
+
+def trajectory(prepared: Task, config: Config) -> list[dict[str, Any]]:
+    """Figures and scores of student and teacher at each look, the first before any step."""
+    adapter = prepared.adapter
+    held_out = [prepare(adapter, source.read(), str(source)) for source in prepared.held_out]
+    run = SelfAdaptation(adapter, config)
+    looks = Validation(
+        adapter, run.initial, [image[:, :LOOK_SIDE, :LOOK_SIDE] for image in held_out]
+    )
+    crops = Crops(adapter, prepared.images, config)
+    first = looks(run.initial) | scores(adapter, prepared)
+    rows: list[dict[str, Any]] = [{"iteration": 0} | dict.fromkeys(NETWORKS, first)]
+    for info in run.iterate(crops.batches(0, config.iterations)):
+        if run.look_due:
+            row: dict[str, Any] = {"iteration": run.iteration, "loss": float(info["loss"])}
+            for name in NETWORKS:
+                model = getattr(run, name)
+                row[name] = looks(model) | scores(adapter.with_model(model), prepared)
+            rows.append(row)
+    return rows
+
+
+def scores(adapter: Adapter, prepared: Task) -> dict[str, float]:
+    adapter.model.eval()
+    counts = score(adapter, prepared.test)
+    return {"ap": counts.ap, "precision": counts.precision, "recall": counts.recall}
+
+
+def baseline(name: str, prepared: Task, config: Config) -> list[dict[str, Any]] | None:
+    """Before and after; None where the network has nothing that the baseline could change."""
+    adapter = prepared.adapter
+    batches = Crops(adapter, prepared.images, config).batches(0, config.iterations)
+    if name == "TTA alone":
+        after = tta(adapter)
+    elif not has_batch_norm(adapter.model):
+        return None
+    else:
+        after = adabn(adapter, batches) if name == "AdaBN" else tent(adapter, batches, config)
+    return [
+        {"iteration": at, "teacher": scores(each, prepared)}
+        for at, each in ((0, adapter), (config.iterations, after))
+    ]
+
+
+def networks_for(pairs: list[Pair], shared: Path, folder: Path) -> None:
+    """Train the source networks that are not there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for family in sorted({pair.family for pair in pairs} & set(TRAINING_STEPS)):
+        if not (folder / family).exists():
+            domains = [load(shared, name) for name in SOURCES]
+            network = train(family, domains, 0, steps=TRAINING_STEPS[family])
+            FAMILIES[family].save(network, folder / family)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shared", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--networks", type=Path, default=Path("runs/networks"))
+    parser.add_argument("--pairs", nargs="+", help="names or parts of names; default all")
+    parser.add_argument("--settings", nargs="+", default=["default"], help="or 'all'")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+    torch.set_num_threads(2)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    lines = args.out.read_text().splitlines() if args.out.exists() else []
+    done = {(c["pair"], c["setting"], c["seed"]) for c in map(json.loads, lines)}
+    pairs = [p for p in PAIRS if not args.pairs or any(part in p.name for part in args.pairs)]
+    settings = [*SETTINGS, *BASELINES] if args.settings == ["all"] else args.settings
+    networks_for(pairs, args.shared, args.networks)
+    for seed, setting, pair in product(args.seeds, settings, pairs):
+        if (pair.name, setting, seed) in done:
+            continue
+        start = time.time()
+        prepared = task(pair, args.networks, args.shared)
+        config = Config(seed=seed, device=args.device, **SETTINGS.get(setting, {}))
+        if setting in BASELINES:
+            rows = baseline(setting, prepared, config)
+        else:
+            rows = trajectory(prepared, config)
+        cell = {"pair": pair.name, "setting": setting, "seed": seed, "rows": rows}
+        with args.out.open("a") as file:
+            file.write(json.dumps(cell) + "\n")
+        told = "nothing to change" if rows is None else summary(rows)
+        print(
+            f"{pair.name}, {setting}, seed {seed}: {told}; {time.time() - start:.0f} s", flush=True
+        )
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    return " ".join(
+        f"{name} " + " ".join(f"{row[name]['ap']:.3f}" for row in rows)
+        for name in NETWORKS
+        if name in rows[-1]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Which network meets which images: the pairs of `evidence.py`.
+
+A target's images are split into those that are adapted to, without labels, and those that are
+scored. No network has seen any of its target's scored images, nor, but for the pairs without a
+shift, anything of its target. Scored images are cut to at most 320 x 320 pixels, to save time.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sources import DIAMETERS, load
+
+from selfadapt import Adapter, Binary, LazyImage, OutputSpec, open_images
+from selfadapt_smp import Decode, SmpAdapter
+
+DIAMETER = 21
+"""Images are rescaled until the median object is that large, for families that rescale."""
+ADAPTED_TO, SCORED, SIDE = 48, 16, 320
+PHOTONS = 20
+"""Mean number of photons in the brightest pixel of an image of the domain "photons"."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A family's network and a target; `shift` is none, slight or strong."""
+
+    family: str
+    target: str
+    shift: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.family} to {self.target}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A pair with everything loaded."""
+
+    adapter: Adapter
+    images: Sequence[LazyImage]
+    held_out: Sequence[LazyImage]
+    test: Sequence[tuple[Any, Any]]
+
+
+PAIRS = [
+    *(
+        Pair(family, target, shift)
+        for target, shift in (
+            ("fluo520", "none"),
+            ("fluo256", "slight"),
+            ("photons", "strong"),
+            ("he", "strong"),
+        )
+        for family in ("smp", "stardist", "cellpose")
+    ),
+    Pair("broad", "fluo256", "slight"),
+    Pair("broad", "photons", "strong"),
+    Pair("broad", "he", "strong"),
+    Pair("stardist", "usiigaci_phase", "strong"),
+]
+
+
+def smp(target: str, _: Path, __: Path) -> Adapter:
+    """The bundled U-Net, trained by `train_demo_model.py` on fluo360 and fluo520."""
+    return SmpAdapter.from_pretrained("demo", gray=_gray(target))
+
+
+def stardist(target: str, networks: Path, _: Path) -> Adapter:
+    """Trained by `sources.py` on fluo360 and fluo520."""
+    from selfadapt_stardist import StardistAdapter
+
+    scale = DIAMETER / DIAMETERS[target]
+    return StardistAdapter(networks / "stardist", scale=scale, gray=_gray(target))
+
+
+def cellpose(target: str, networks: Path, _: Path) -> Adapter:
+    """Trained by `sources.py` on fluo360 and fluo520."""
+    from selfadapt_cellpose import CellposeAdapter
+
+    colour: dict[str, Any] = {"channels": (0, 0), "invert": True} if target == "he" else {}
+    diameter = DIAMETERS[target]
+    return CellposeAdapter(networks / "cellpose", diameter=diameter, resample=False, **colour)
+
+
+def broad(target: str, _: Path, shared: Path) -> Adapter:
+    """A third party's U-Net of one foreground channel, of which only TorchScript is public."""
+    import torch
+
+    folder = shared / "models/unet2d_nuclei_broad"
+    network = torch.jit.load(str(folder / "weights_abe6.pt"), map_location="cpu")
+    return SmpAdapter(
+        network,
+        OutputSpec(foreground=Binary(logits=False)),
+        normalize="standard",
+        gray=_gray(target),
+        size_multiple=8,
+        channels=1,
+        decode=Decode(),
+    )
+
+
+FAMILIES: dict[str, Callable[[str, Path, Path], Adapter]] = {
+    "smp": smp, "stardist": stardist, "cellpose": cellpose, "broad": broad,
+}  # fmt: skip
+
+
+def _gray(target: str) -> Any:
+    return "inverted" if target == "he" else "no"
+
+
+def task(pair: Pair, networks: Path, shared: Path) -> Task:
+    """Load a pair: adapter, images to adapt to, held-out ones for the looks, scored ones."""
+    domain = load(shared, "fluo520" if pair.target == "photons" else pair.target)
+    train, test = [list(part) for part in (domain.train, domain.test)]
+    if pair.family == "smp" and pair.target in ("fluo520", "photons"):
+        everything = domain.in_order  # of these, the first 75 have trained the bundled network
+        train, test = everything[:75], everything[75:]
+    rng = np.random.default_rng(0)
+    if pair.target == "photons":
+        train = [(few_photons(image, rng), labels) for image, labels in train]
+        test = [(few_photons(image, rng), labels) for image, labels in test]
+    train = [train[i] for i in rng.permutation(len(train))[:ADAPTED_TO]]
+    sources = open_images([image for image, _ in train], channel_axis=0)
+    kept_back = max(2, len(sources) // 8)
+    return Task(
+        FAMILIES[pair.family](pair.target, networks, shared),
+        sources[kept_back:],
+        sources[:kept_back],
+        [middle(image, labels) for image, labels in test[:SCORED]],
+    )
+
+
+def few_photons(image: Any, rng: np.random.Generator) -> Any:
+    """The image as it would be in so little light that photons can be counted."""
+    low, high = np.percentile(image, (1, 99.9))
+    mean = np.clip((image - low) / (high - low), 0, None) * PHOTONS + 2
+    return rng.poisson(mean).astype(np.float32)
+
+
+def middle(image: Any, labels: Any) -> tuple[Any, Any]:
+    """At most SIDE x SIDE pixels from the middle of image `[C, H, W]` and labels `[H, W]`."""
+    top, left = (max(n - SIDE, 0) // 2 for n in labels.shape)
+    window = np.s_[..., top : top + SIDE, left : left + SIDE]
+    return image[window], np.ascontiguousarray(labels[window])
