@@ -44,7 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 BASELINES = ("TTA alone", "AdaBN", "TENT")
 SOURCES = ("fluo360", "fluo520")
-TRAINING_STEPS = {"stardist": 1500, "cellpose": 1500}
+TRAINING_STEPS = {"stardist": 1500, "cellpose": 800}
 LOOK_SIDE = 256
 """Held-out images are cut to that for the looks, to save time."""
 NETWORKS = ("teacher", "student")

@@ -33,6 +33,7 @@ from selfadapt._monitors import Validation as Validation
 from selfadapt._predict import Prediction as Prediction
 from selfadapt._predict import predict as predict
 from selfadapt._prepare import as_channels_first as as_channels_first
+from selfadapt._prepare import is_constant as is_constant
 from selfadapt._prepare import normalize_percentile as normalize_percentile
 from selfadapt._prepare import normalize_standard as normalize_standard
 from selfadapt._prepare import prepare as prepare

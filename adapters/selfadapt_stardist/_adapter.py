@@ -20,6 +20,7 @@ from selfadapt import (
     LazyImage,
     ModelError,
     as_channels_first,
+    is_constant,
     normalize_percentile,
     predict,
     prepare,
@@ -37,8 +38,8 @@ from selfadapt_stardist._port import OUTPUTS, Port
 
 logger = logging.getLogger(__name__)
 
-CHECKED, LOOKED_AT = 4, 16
-"""The conventions of a port are checked on that many images with objects, among the first few."""
+CHECKED = 8
+"""The conventions of a port are checked on that many images."""
 BORDER = 2
 """StarDist takes no object whose centre is that near to the edge, in cells of the grid."""
 
@@ -226,16 +227,13 @@ class StardistAdapter(Adapter):
             ModelError: the network gives logits or rays in another way than its `Port` says.
         """
         if self._config is None:
-            seen = 0
-            for image in images[:LOOKED_AT]:
+            seen = {}
+            for image in images[:CHECKED]:
                 pixels = image.read()
-                if image.is_window and pixels.min() == pixels.max():
-                    continue  # a blank part of a large image
-                prepared = prepare(self, pixels, str(image))
-                outputs = predict(self, self.model, prepared).outputs
-                seen += self.port.check(outputs, str(image))
-                if seen == CHECKED:
-                    break
+                if not (image.is_window and is_constant(pixels)):
+                    prepared = prepare(self, pixels, str(image))
+                    seen[str(image)] = predict(self, self.model, prepared).outputs
+            self.port.check(seen)
         return self
 
     @classmethod
