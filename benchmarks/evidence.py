@@ -51,7 +51,10 @@ NETWORKS = ("teacher", "student")
 
 
 def trajectory(prepared: Task, config: Config) -> list[dict[str, Any]]:
-    """Figures and scores of student and teacher at each look, the first before any step."""
+    """Figures and scores of the exported network at each look, the first before any step.
+
+    At the last look also those of the other network, student or teacher.
+    """
     adapter = prepared.adapter
     held_out = [prepare(adapter, source.read(), str(source)) for source in prepared.held_out]
     run = SelfAdaptation(adapter, config)
@@ -64,7 +67,8 @@ def trajectory(prepared: Task, config: Config) -> list[dict[str, Any]]:
     for info in run.iterate(crops.batches(0, config.iterations)):
         if run.look_due:
             row: dict[str, Any] = {"iteration": run.iteration, "loss": float(info["loss"])}
-            for name in NETWORKS:
+            last = run.iteration == config.iterations
+            for name in NETWORKS if last else (config.export,):
                 model = getattr(run, name)
                 row[name] = looks(model) | scores(adapter.with_model(model), prepared)
             rows.append(row)
@@ -140,10 +144,9 @@ def main() -> None:
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
-    return " ".join(
-        f"{name} " + " ".join(f"{row[name]['ap']:.3f}" for row in rows)
+    return ", ".join(
+        f"{name} " + " ".join(f"{row[name]['ap']:.3f}" for row in rows if name in row)
         for name in NETWORKS
-        if name in rows[-1]
     )
 
 

@@ -82,21 +82,17 @@ def settings(cells: Cells) -> str:
 
 
 def curves(cells: Cells, file: Path) -> None:
-    """After the paper's Fig. 2: one column a pair, mean over seeds, both networks."""
+    """After the paper's Fig. 2: one column a pair, mean over seeds."""
     named = [pair.name for pair in PAIRS if (pair.name, "default") in cells]
     figure, axes = plt.subplots(
         len(CURVES), len(named), figsize=(2.4 * len(named), 7), sharex=True, squeeze=False
     )
     for column, name in enumerate(named):
-        runs = cells[name, "default"]
+        runs = [exported(rows) for rows in cells[name, "default"]]
         for row, (key, label) in enumerate(CURVES.items()):
             axis = axes[row, column]
-            for network, colour in (("teacher", "tab:blue"), ("student", "tab:orange")):
-                looks = [rows for rows in runs if key in rows[0][network]]
-                values = [[each[network][key] for each in rows] for rows in looks]
-                if values:
-                    at = [each["iteration"] for each in looks[0]]
-                    axis.plot(at, np.mean(values, 0), color=colour, label=network)
+            values = [[look[key] for look in looks] for looks in runs]
+            axis.plot([look["iteration"] for look in runs[0]], np.mean(values, 0))
             for metric, threshold in STOPS.values():
                 if metric == key:
                     axis.axhline(threshold, color="gray", linewidth=0.8, linestyle=":")
@@ -104,7 +100,6 @@ def curves(cells: Cells, file: Path) -> None:
                 axis.set_ylabel(label)
         axes[0, column].set_title(name, fontsize=8)
         axes[-1, column].set_xlabel("iteration")
-    axes[0, 0].legend(fontsize=7)
     figure.tight_layout()
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=90)
