@@ -120,7 +120,16 @@ def adapt(
         SelfAdaptError: bad settings, model or folder, or bad images among the held-out ones and
             the first 256, before any training; a later image when it is read (`resume` goes on).
     """
-    config = config or Config()
+    config = Config() if config is None else config
+    if not isinstance(adapter, Adapter):
+        raise ConfigError(f"adapter is a {type(adapter).__name__}: give an Adapter.")
+    if not isinstance(config, Config):
+        raise ConfigError(f"config is a {type(config).__name__}: give Config(...).")
+    if stop is not None and not callable(stop):
+        raise ConfigError(
+            f"stop={stop!r} is not allowed: give EmbeddingDrift(), FalseNegativeRate(), a function "
+            "stop(run, info), or None."
+        )
     if resume and output_dir is None:
         raise ConfigError("resume=True needs output_dir, the folder of the run to go on with.")
     directory = _open_directory(output_dir)

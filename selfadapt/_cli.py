@@ -87,18 +87,22 @@ def _model_parser(command: str, words: Sequence[str]) -> tuple[ArgumentParser, t
     add("--channel_axis", type=int | None, help="where the channels are, if files do not say it")
     if command != "adapt":  # there it is a setting
         add("--device", type=str, default="auto", help='a torch device; "auto": CUDA if available')
-    kind = _named_adapter(words)
+    kind, given = _named_adapter(words)
     if kind is None:
         if not {"-h", "--help"} & set(words):
             raise ConfigError("--adapter is missing: give one that `selfadapt adapters` lists.")
         parser.description = f"{parser.description} Name an --adapter to see its options, too."
         return parser, Adapter
     parser.add_method_arguments(kind, "from_pretrained", skip={"model"})
+    parser.set_defaults(given)
     return parser, kind
 
 
-def _named_adapter(words: Sequence[str]) -> type[Adapter] | None:
-    """The adapter that the words, their config file or their RUN folder name."""
+def _named_adapter(words: Sequence[str]) -> tuple[type[Adapter] | None, dict[str, Any]]:
+    """The adapter that the words, their config file or their RUN folder name.
+
+    And the options with which the model of that RUN folder was opened.
+    """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for flag in ("--adapter", "--model", "--config"):
         early.add_argument(flag)
@@ -110,7 +114,9 @@ def _named_adapter(words: Sequence[str]) -> type[Adapter] | None:
         if name not in (None, origin["adapter"]):
             raise ConfigError(f"{model!r} is a run of adapter {origin['adapter']!r}, not {name!r}.")
         name = origin["adapter"]
-    return load_adapter(name) if name else None
+    elif not name and model and not Path(model).exists():
+        raise ConfigError(f"there is no file or folder {model!r}; of a name, give --adapter, too.")
+    return load_adapter(name) if name else None, origin["options"] if origin else {}
 
 
 def _origin(model: str) -> dict[str, Any] | None:
@@ -147,7 +153,6 @@ def _open_model(kind: type[Adapter], options: Namespace) -> tuple[Adapter, dict[
     if origin := _origin(options.model):
         if not directory.model.exists():
             raise CheckpointError(f"run {model!r} is not finished: resume it first (--resume).")
-        chosen = origin["options"] | chosen
         model = str(directory.model)
     adapter = kind.from_pretrained(model, **chosen)
     adapter.model.to(pick_device(options.device))

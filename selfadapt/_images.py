@@ -1,5 +1,6 @@
 """Where images come from, read lazily: arrays, files, folders, zarr, a torch Dataset."""
 
+import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +20,11 @@ from torch.utils.data import Dataset, IterableDataset
 from selfadapt._errors import ImageError, first_line
 from selfadapt._prepare import Image, as_channels_first
 
+logger = logging.getLogger(__name__)
+
 SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+MASKS = "_cp_masks"
+"""What Cellpose adds to the name of an image for its masks, which it writes beside the image."""
 LARGE, WINDOW = 2048, 1024
 """An image with a side above LARGE is adapted to in windows of at most WINDOW a side."""
 
@@ -161,8 +166,12 @@ def _list_path(path: Path, channel_axis: int | None) -> Iterator[LazyImage]:
         if _is_zarr(path):
             yield from _list_zarr(zarr.open(path, mode="r"), path.name, channel_axis)
             return
-        for entry in sorted(path.iterdir()):
-            if entry.is_file() and entry.suffix.lower() in SUFFIXES:
+        entries = sorted(path.iterdir())
+        stems = {entry.stem for entry in entries}
+        for entry in entries:
+            if entry.stem.endswith(MASKS) and entry.stem.removesuffix(MASKS) in stems:
+                logger.warning("%s holds the masks of another image: left out.", entry.name)
+            elif entry.is_file() and entry.suffix.lower() in SUFFIXES:
                 yield from _list_file(entry, channel_axis)
             elif entry.is_dir() and _is_zarr(entry):
                 yield from _list_path(entry, channel_axis)

@@ -106,6 +106,6 @@ def prepare(adapter: "Adapter", image: Image, name: str) -> Tensor:
         raise ImageError(
             f"{name} has {image.shape[0]} channel(s), prepared {prepared.shape[0]}, but the "
             f"network takes {adapter.channels}: choose the channels, or the adapter's option "
-            "that converts them."
+            "that converts them (gray='yes' or 'inverted', shell: --gray, where it has one)."
         )
     return torch.from_numpy(prepared)

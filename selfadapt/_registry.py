@@ -67,10 +67,14 @@ def _extra_with(entry: EntryPoint, module: str) -> str | None:
         pass
     if entry.dist is None:
         return None
+    extras = []
     for requirement in entry.dist.requires or []:
         project, _, marker = requirement.partition(";")
         required = re.split(r"[\s<>=!~\[(]", project.strip())[0]
         extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)", marker)
         if extra and required.lower().replace("-", "_") == module.lower():
-            return f"{entry.dist.name}[{extra[1]}]"
-    return None
+            extras.append(extra[1])
+    if not extras:
+        return None
+    extra_name = entry.name if entry.name in extras else extras[0]  # not "all"
+    return f"{entry.dist.name}[{extra_name}]"

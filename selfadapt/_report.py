@@ -184,7 +184,7 @@ pre {{ background: #f5f5f5; padding: .8rem; columns: 3 }}
 {scores}
 <h2>Curves</h2>{curves}
 <p>The vertical line marks the weights that were kept. FN rate and embedding drift compare with the initial model, without labels; an instance that
-was wrong and is gone counts as missing, too. A single image serves both for adapting and for looking.</p>
+was wrong and is gone counts as missing, too.</p>
 <h2>Images looked at</h2>{examples}
 <h2>Snapshots</h2><table><tr>{head}</tr>{rows}</table>
 <h2>Settings</h2><pre>{settings}</pre>

@@ -244,6 +244,15 @@ def test_one_line_adapts_a_cellpose_model_and_leaves_it_alone(trained, capsys):
         )
 
 
+def test_how_to_use_it_says_what_eval_must_be_told(trained, tmp_path):
+    plain = CellposeAdapter(trained, diameter=OWN_SCALE).usage(tmp_path / "m")
+    told = CellposeAdapter(trained, diameter=OWN_SCALE, invert=True, min_size=5)
+    assert told.usage(tmp_path / "m") == f"{plain}.eval(image, invert=True, min_size=5)"
+    normalize = {"percentile": [2, 98]}
+    told = CellposeAdapter(trained, diameter=OWN_SCALE, normalize=normalize)
+    assert told.usage(tmp_path / "m") == f"{plain}.eval(image, normalize={normalize})"
+
+
 def test_what_is_saved_opens_bit_for_bit_in_unmodified_cellpose(trained, tmp_path, capsys):
     adapter = CellposeAdapter(trained, diameter=OWN_SCALE)
     run = SelfAdaptation(adapter, config(views=2, device="cpu", learning_rate=1e-4))

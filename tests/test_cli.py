@@ -203,7 +203,7 @@ MISTAKES = [
     ("type", lambda p: [*DEMO, "--images", bad(p, "d", a_tif=NOISE), "--views", "x"], "views"),
     ("option", lambda p: [*DEMO, "--images", bad(p, "d", a_tif=NOISE), "--nonse", "1"], "nonse"),
     ("adapter", lambda p: ["--adapter", "none", "--model", "m", "--images", "i"], "installed are"),
-    ("no adapter", lambda p: ["--model", "demo", "--images", "i"], "--adapter is missing"),
+    ("no adapter", lambda p: ["--model", "demo", "--images", "i"], "give --adapter, too"),
     ("model", lambda p: ["--adapter", "smp", "--model", "x", "--images", "i"], "no model 'x'"),
     ("config", lambda p: ["--config", str(p / "absent.yaml")], "absent.yaml"),
 ]  # fmt: skip

@@ -237,6 +237,13 @@ def test_crop_side_is_rounded_up_to_what_the_network_takes():
     assert Crops(adapter, [], config(crop=40)).side == 256
 
 
+def test_masks_that_cellpose_has_written_beside_the_images_are_left_out(tmp_path, caplog):
+    for name in ("a", "a_cp_masks", "b", "c_cp_masks"):
+        tifffile.imwrite(tmp_path / f"{name}.tif", pixels(20, 30))
+    assert [source.stem for source in open_images(tmp_path)] == ["a", "b", "c_cp_masks"]
+    assert "a_cp_masks.tif holds the masks of another image" in caplog.text
+
+
 def test_blank_windows_of_a_large_image_are_passed_over(tmp_path):
     large = np.zeros((2100, 100), np.uint8)
     large[:900] = pixels(900, 100)

@@ -87,7 +87,7 @@ def test_a_strangers_adapter_passes_the_conformance_suite(plugin, tmp_path_facto
 
 def test_an_unknown_name_lists_what_is_installed(plugin):
     plugin("stranger", PLUGIN)
-    message = "'nobody'; installed are: cellpose, smp, stranger"
+    message = "'nobody'; installed are: cellpose, smp, stardist, stranger"
     with pytest.raises(AdapterNotFoundError, match=message):
         load_adapter("nobody")
 

@@ -500,6 +500,11 @@ def test_a_monitor_that_nothing_measures_is_refused(adapter):
     blind = NoBottleneck()
     blind.model = adapter.model
     result = adapt(blind, IMAGES, config=config(), stop=None, progress=False)
+    for wrong in ({"stop": "fn"}, {"config": {}}):
+        with pytest.raises(ConfigError, match=f"{next(iter(wrong))}(=| is a)"):
+            adapt(adapter, IMAGES, **wrong)
+    with pytest.raises(ConfigError, match="give an Adapter"):
+        adapt("my_unet", IMAGES)
     with pytest.raises(ConfigError, match="was not measured"):
         result.select(EmbeddingDrift())
     with pytest.raises(ConfigError, match="give Validation"):

@@ -449,10 +449,11 @@ def test_the_shell_adapts_segments_and_evaluates(tmp_path, capsys):
             tifffile.imwrite(tmp_path / kind / f"{k}.tif", pixels)
     images, run = str(tmp_path / "images"), str(tmp_path / "run")
     words = ["--adapter", "stardist", "--model", str(REFERENCES / "plain"), "--nms_thresh", "0.3"]
+    words += ["--scale", "0.7", "--pmin", "2"]
     few = ["--iterations", "2", "--batch_size", "2", "--crop", "64", "--views", "2"]
     assert main(["adapt", *words, *few, "--images", images, "--out", run, "--stop", "none"]) == 0
-    assert f"Use it: StarDist2D(None, name='model', basedir='{run}')" in capsys.readouterr().out
-    adapted = StardistAdapter(f"{run}/model")
+    assert f"Use it: StarDist2D(None, name='model', basedir='{run}').p" in capsys.readouterr().out
+    adapted = StardistAdapter(f"{run}/model", scale=0.7, pmin=2)  # the run knows them
     assert adapted.nms_thresh == 0.3  # what was asked for is what StarDist will take
     out = tmp_path / "labels"
     assert main(["segment", "--model", run, "--images", images, "--out", str(out)]) == 0

@@ -255,11 +255,14 @@ class CellposeAdapter(Adapter):
         if register:
             check_free(path.name)
         write_weights(self.model, path, self._shapes)
-        print(f"Open it with {self.usage(path)}")
+        print(f"Open it with {self._opening(path)}")
         if register:
             register_in_gui(path)
 
     def usage(self, path: Path) -> str:
+        return self._opening(path) + self._evaluation()
+
+    def _opening(self, path: Path) -> str:
         file = repr(str(path.absolute()))
         if is_transformer(self.model):
             return f"CellposeModel(pretrained_model={file}, use_bfloat16=False)"
@@ -267,6 +270,26 @@ class CellposeAdapter(Adapter):
             channels = "" if self.channels == 2 else f", nchan={self.channels}"
             return f"CellposeModel(pretrained_model={file}{channels})"
         return f"CellposeAdapter({file}): Cellpose itself knows the widths {CPNET_WIDTHS} only"
+
+    def _evaluation(self) -> str:
+        """What `eval` must be told, where that is not its default."""
+        told = {
+            "channels": (self.channel_choice, None),
+            # a file of version 3 knows its diameter
+            "diameter": (self.diam_mean if self.channels else self.diameter, self.diam_mean),
+            "normalize": (
+                {k: v for k, v in self.normalization.items() if k not in ("normalize", "invert")}
+                or self.normalization["normalize"],
+                True,
+            ),
+            "invert": (self.normalization["invert"], False),
+            "flow_threshold": (self.flow_threshold, 0.4),
+            "cellprob_threshold": (self.cellprob_threshold, 0.0),
+            "min_size": (self.min_size, 15),
+            "resample": (self.resample, True),
+        }
+        options = [f", {k}={value!r}" for k, (value, usual) in told.items() if value != usual]
+        return f".eval(image{''.join(options)})" if options else ""
 
     def calibrated(self, images: Sequence[Any]) -> Self:
         """With the diameter estimated from the images, if none is known."""
@@ -378,7 +401,10 @@ class CellposeAdapter(Adapter):
                 f"{self.diameter} pixels: give their diameter in these images."
             )
         if choice is None and count > most:
-            remedy = "give channels, e.g. (0, 0) for gray or (2, 3) for green cells, blue nuclei"
+            remedy = (
+                "give channels, e.g. (0, 0) for gray or (2, 3) for green cells, blue nuclei "
+                "(shell: --channels '[0,0]')"
+            )
             if self.channels is None:
                 remedy = "choose some of them"
             raise ImageError(
@@ -391,8 +417,8 @@ class CellposeAdapter(Adapter):
             )
         if choice is not None and not max(choice) <= count <= 5:
             raise ImageError(
-                f"channels={tuple(choice)} does not fit an image with {count} channel(s), of which "
-                "Cellpose takes up to 5."
+                f"channels={tuple(choice)} does not fit an image with {count} channel(s): gray "
+                "images need no channels, and Cellpose takes up to 5."
             )
         flat = count == 1
         options: dict[str, Any] = {"channel_axis": None if flat else 0}
