@@ -117,7 +117,8 @@ class SelfAdaptation:
         total = images.new_zeros(())
         info = {}
         for name, head in self.adapter.outputs.items():
-            term = masked_mean(head.loss(raw[name], labels[name]), masks[name])
+            inside = None if head.within is None else labels[head.within]
+            term = masked_mean(head.loss(raw[name], labels[name]), masks[name], inside)
             total = total + head.coefficient(self.config) * term
             info[f"loss_{name}"] = term.detach()
             info[f"kept_{name}"] = masks[name].float().mean()

@@ -28,6 +28,8 @@ class Head(ABC):
 
     channels: int
     """Number of output channels."""
+    within: str | None = None
+    """Name of a one-channel classification head: the loss counts in proportion to its label."""
 
     def __init__(self, *, weight: float = 1.0, grid: int | Grid = 1) -> None:
         self.weight = weight
@@ -182,11 +184,21 @@ class Regression(Head):
     Args:
         joint: one standard deviation for all channels (their root mean square) instead of one
             per channel.
+        within: name of the classification head, of one channel, outside of whose objects the
+            network was not trained to give anything: there, the loss does not count.
     """
 
-    def __init__(self, *, joint: bool = False, weight: float = 1.0, grid: int | Grid = 1) -> None:
+    def __init__(
+        self,
+        *,
+        joint: bool = False,
+        within: str | None = None,
+        weight: float = 1.0,
+        grid: int | Grid = 1,
+    ) -> None:
         super().__init__(weight=weight, grid=grid)
         self.joint = joint
+        self.within = within
 
     @property
     def groups(self) -> int:
@@ -220,9 +232,15 @@ class Scalar(Regression):
     """Values that no symmetry changes: distances, heights, densities."""
 
     def __init__(
-        self, channels: int = 1, *, joint: bool = False, weight: float = 1.0, grid: int | Grid = 1
+        self,
+        channels: int = 1,
+        *,
+        joint: bool = False,
+        within: str | None = None,
+        weight: float = 1.0,
+        grid: int | Grid = 1,
     ) -> None:
-        super().__init__(joint=joint, weight=weight, grid=grid)
+        super().__init__(joint=joint, within=within, weight=weight, grid=grid)
         self.channels = channels
 
 
@@ -250,10 +268,11 @@ class Rays(Regression):
         *,
         row_first: bool = False,
         joint: bool = False,
+        within: str | None = None,
         weight: float = 1.0,
         grid: int | Grid = 1,
     ) -> None:
-        super().__init__(joint=joint, weight=weight, grid=grid)
+        super().__init__(joint=joint, within=within, weight=weight, grid=grid)
         if channels < 3:
             raise OutputError(f"channels={channels} is not allowed: a star needs three rays.")
         self.channels = channels
@@ -298,6 +317,17 @@ class OutputSpec(Mapping[str, Head]):
     def __init__(self, **heads: Head) -> None:
         if not heads:
             raise OutputError("an OutputSpec needs at least one head, e.g. OutputSpec(p=Binary())")
+        for name, head in heads.items():
+            other = heads.get(head.within) if head.within is not None else None
+            if head.within is not None and (
+                not isinstance(other, Classification)
+                or other.channels != 1
+                or other.grid != head.grid
+            ):
+                raise OutputError(
+                    f"head {name!r} is within={head.within!r}: it must be the name of a "
+                    "classification head of one channel and the same grid."
+                )
         self._heads = heads
         self.channels = sum(head.channels for head in heads.values())
         self.grid: Grid = (

@@ -8,12 +8,20 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def masked_mean(loss: Tensor, mask: Tensor) -> Tensor:
-    """One term of Eq. 1, `loss * M` averaged over **all** pixels.
+def masked_mean(loss: Tensor, mask: Tensor, inside: Tensor | None = None) -> Tensor:
+    """One term of Eq. 1, `loss * M` averaged over **all** pixels, or over those of objects.
 
     Masked pixels contribute zero, so that a batch that is trusted little also moves little.
+
+    Args:
+        loss: `[B, K, H, W]`.
+        mask: the same shape.
+        inside: weight of each pixel in the average, `[B, 1, H, W]`; None: all are equal.
     """
-    return (loss * mask).mean()
+    masked = loss * mask
+    if inside is None:
+        return masked.mean()
+    return (masked * inside).mean() / inside.mean().clamp(min=1e-3)
 
 
 class _L2SP(torch.autograd.Function):

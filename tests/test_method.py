@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from test_heads import centre_vectors
 
-from selfadapt import Binary, Categorical, OutputSpec, Scalar, SelfAdaptation, Vector
+from selfadapt import (
+    Binary,
+    Categorical,
+    OutputError,
+    OutputSpec,
+    Scalar,
+    SelfAdaptation,
+    Vector,
+)
 from selfadapt._adaptation import learning_rate
 from selfadapt._augment import augment
 from selfadapt._losses import l2_sp, masked_mean
@@ -273,6 +281,49 @@ def test_blur_equals_scipy():
 def test_masked_mean_divides_by_all_pixels():
     mask = torch.tensor([1.0, 0.0, 0.0, 0.0])
     assert masked_mean(torch.full((4,), 8.0), mask).item() == 2
+
+
+def test_within_objects_each_pixel_counts_by_its_probability():
+    generator = torch.Generator().manual_seed(0)
+    loss, mask, inside = (torch.rand(2, k, 3, 5, generator=generator) for k in (4, 4, 1))
+    mask = (mask > 0.3).float()
+    total = weight = 0.0
+    for b in range(2):
+        for y in range(3):
+            for x in range(5):
+                weight += float(inside[b, 0, y, x])
+                for k in range(4):
+                    kept = float(loss[b, k, y, x] * mask[b, k, y, x])
+                    total += kept * float(inside[b, 0, y, x]) / 4
+    assert masked_mean(loss, mask, inside).item() == pytest.approx(total / weight, rel=1e-5)
+    assert masked_mean(loss, mask, torch.zeros_like(inside)).item() == 0
+
+
+def test_a_head_within_another_learns_nothing_from_outside_its_objects():
+    adapter = SmallAdapter()
+    adapter.outputs = OutputSpec(flow=Vector(within="cellprob"), cellprob=Binary())
+    with torch.no_grad():
+        adapter.model.up[1].bias[2] = -100  # no object anywhere
+    run = SelfAdaptation(adapter, config(views=2, device="cpu"))
+    _, info = run.loss(torch.rand(2, 1, 32, 32))
+    assert info["loss_flow"] == 0
+    adapter.outputs = OutputSpec(flow=Vector(), cellprob=Binary())
+    _, info = SelfAdaptation(adapter, config(views=2, device="cpu")).loss(torch.rand(2, 1, 32, 32))
+    assert info["loss_flow"] > 0
+
+
+@pytest.mark.parametrize(
+    "heads",
+    [
+        {"d": Scalar(within="p")},
+        {"d": Scalar(within="p"), "p": Scalar()},
+        {"d": Scalar(within="p"), "p": Binary(2)},
+        {"d": Scalar(within="p"), "p": Binary(grid=2)},
+    ],
+)
+def test_within_names_a_classification_of_one_channel_on_the_same_grid(heads):
+    with pytest.raises(OutputError, match=r"'d' is within='p': it must be the name"):
+        OutputSpec(**heads)
 
 
 def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine():

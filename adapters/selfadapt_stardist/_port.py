@@ -13,6 +13,8 @@ from selfadapt import Binary, Categorical, Head, ModelError, OutputError, Output
 logger = logging.getLogger(__name__)
 
 OUTPUTS = ("prob", "dist", "prob_class")
+DIST_WEIGHT = 0.4
+"""With Config.balance of 0.5, StarDist's own weight of distances against the probability."""
 ENOUGH = 100
 """Pixels of objects that an image needs for the check."""
 REFUSED, DOUBTED = (0.3, 1.5), 0.75
@@ -66,7 +68,14 @@ class Port:
         """The heads, in the order of the outputs."""
         heads: dict[str, Head] = {
             "prob": Binary(logits=self.logits, grid=self.grid),
-            "dist": Rays(self.n_rays, row_first=self.row_first, grid=self.grid),
+            # StarDist trains distances inside of objects, at a fifth of the weight
+            "dist": Rays(
+                self.n_rays,
+                row_first=self.row_first,
+                grid=self.grid,
+                within="prob",
+                weight=DIST_WEIGHT,
+            ),
         }
         if self.n_classes is not None:
             heads["prob_class"] = Categorical(
