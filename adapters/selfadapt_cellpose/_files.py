@@ -95,8 +95,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # every kind of file fails in its own way
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+    except Exception:  # every kind of file fails in its own way, with words for programmers
+        reason = "torch cannot read it as one"
         raise _no_cellpose_file(repr(str(path)), reason) from None
     if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
         raise _no_cellpose_file(
