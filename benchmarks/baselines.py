@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from selfadapt import Adapter, Binary, Categorical, Config
 from selfadapt._network import copy_network, select_parameters
+from selfadapt_cellpose import CellposeAdapter
 
 
 def tta(adapter: Adapter) -> Adapter:
@@ -35,8 +36,9 @@ def tta(adapter: Adapter) -> Adapter:
             return sums
 
         def segment(self, image, *, channel_axis=None):  # type: ignore[no-untyped-def]
-            # by our own path, where the family's own tools would not average
-            return Adapter.segment(self, image, channel_axis=channel_axis)
+            if isinstance(self, CellposeAdapter):  # Cellpose's own eval would not average
+                return Adapter.segment(self, image, channel_axis=channel_axis)
+            return super().segment(image, channel_axis=channel_axis)
 
     averaged = adapter.with_model(adapter.model)
     averaged.__class__ = Averaged
