@@ -125,7 +125,7 @@ def adapt(
         raise ConfigError(f"adapter is a {type(adapter).__name__}: give an Adapter.")
     if not isinstance(config, Config):
         raise ConfigError(f"config is a {type(config).__name__}: give Config(...).")
-    if stop is not None and not callable(stop):
+    if stop is not None and (isinstance(stop, type) or not callable(stop)):
         raise ConfigError(
             f"stop={stop!r} is not allowed: give EmbeddingDrift(), FalseNegativeRate(), a function "
             "stop(run, info), or None."

@@ -94,6 +94,12 @@ def _model_parser(command: str, words: Sequence[str]) -> tuple[ArgumentParser, t
         parser.description = f"{parser.description} Name an --adapter to see its options, too."
         return parser, Adapter
     parser.add_method_arguments(kind, "from_pretrained", skip={"model"})
+    known = signature(kind.from_pretrained).parameters.keys() - {"model"}
+    if unknown := given.keys() - known:
+        raise CheckpointError(
+            f"{ORIGIN} of the run has options that the adapter does not know "
+            f"({', '.join(sorted(unknown))}): give RUN/model with --adapter and its options."
+        )
     parser.set_defaults(given)
     return parser, kind
 
@@ -114,7 +120,7 @@ def _named_adapter(words: Sequence[str]) -> tuple[type[Adapter] | None, dict[str
         if name not in (None, origin["adapter"]):
             raise ConfigError(f"{model!r} is a run of adapter {origin['adapter']!r}, not {name!r}.")
         name = origin["adapter"]
-    elif not name and model and not Path(model).exists():
+    elif not (name or {"-h", "--help"} & set(words)) and model and not Path(model).exists():
         raise ConfigError(f"there is no file or folder {model!r}; of a name, give --adapter, too.")
     return load_adapter(name) if name else None, origin["options"] if origin else {}
 
@@ -154,7 +160,12 @@ def _open_model(kind: type[Adapter], options: Namespace) -> tuple[Adapter, dict[
         if not directory.model.exists():
             raise CheckpointError(f"run {model!r} is not finished: resume it first (--resume).")
         model = str(directory.model)
-    adapter = kind.from_pretrained(model, **chosen)
+    try:
+        adapter = kind.from_pretrained(model, **chosen)
+    except TypeError as error:
+        if not origin:
+            raise
+        raise CheckpointError(f"{ORIGIN} of {options.model!r} is damaged: {error}") from None
     adapter.model.to(pick_device(options.device))
     name = origin["adapter"] if origin else options.adapter
     return adapter, {"adapter": name, "options": chosen}

@@ -46,17 +46,9 @@ class Crops:
         """
         refuse_masks(self._images)
         channels: dict[int, str] = {}
-        least = self._adapter.side_multiple
         for index, source in enumerate(self._images[:CHECKED]):
-            if (image := self._load(index)) is None:
-                continue
-            channels.setdefault(len(image), str(source))
-            if min(image.shape[1:]) < least:
-                raise ImageError(
-                    f"{source} is {image.shape[1]} x {image.shape[2]} pixels for the network, "
-                    f"which takes at least {least} x {least}: adapt to larger images, or rescale "
-                    "them otherwise."
-                )
+            if (image := self._load(index)) is not None:
+                channels.setdefault(len(image), str(source))
         if len(channels) > 1:
             listed = ", ".join(f"{name} has {count}" for count, name in channels.items())
             raise ImageError(
@@ -83,7 +75,7 @@ class Crops:
         for _ in range(100):  # blank windows of large images are passed over
             image = self._load(int(rng.integers(len(self._images))))
             if image is not None:
-                image = pad_far_side(image, (self.side, self.side))
+                image = pad_far_side(image, (self.side, self.side), self._adapter.padding)
                 top, left = (int(rng.integers(n - self.side + 1)) for n in image.shape[-2:])
                 return image[:, top : top + self.side, left : left + self.side]
         raise ImageError("100 windows in a row are blank: leave the empty part of the image out.")
@@ -97,7 +89,15 @@ class Crops:
         pixels = source.read()
         if source.is_window and is_constant(pixels):
             return None
-        image = self._cache[index] = prepare(self._adapter, pixels, str(source))
+        image = prepare(self._adapter, pixels, str(source))
+        least = self._adapter.side_multiple
+        if min(image.shape[1:]) < least:
+            raise ImageError(
+                f"{source} is {image.shape[1]} x {image.shape[2]} pixels for the network, which "
+                f"takes at least {least} x {least}: adapt to larger images, or rescale them "
+                "otherwise."
+            )
+        self._cache[index] = image
         while len(self._cache) > 1 and sum(i.nbytes for i in self._cache.values()) > CACHE_BYTES:
             self._cache.popitem(last=False)
         return image

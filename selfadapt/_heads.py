@@ -198,7 +198,8 @@ class Regression(Head):
     ) -> None:
         super().__init__(weight=weight, grid=grid)
         self.joint = joint
-        self.within = within
+        if within is not None:  # runs of before know no such attribute
+            self.within = within
 
     @property
     def groups(self) -> int:

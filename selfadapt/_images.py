@@ -167,7 +167,7 @@ def _list_path(path: Path, channel_axis: int | None) -> Iterator[LazyImage]:
             yield from _list_zarr(zarr.open(path, mode="r"), path.name, channel_axis)
             return
         entries = sorted(path.iterdir())
-        stems = {entry.stem for entry in entries}
+        stems = {entry.stem for entry in entries if entry.suffix.lower() in SUFFIXES}
         for entry in entries:
             if entry.stem.endswith(MASKS) and entry.stem.removesuffix(MASKS) in stems:
                 logger.warning("%s holds the masks of another image: left out.", entry.name)

@@ -13,7 +13,7 @@ from selfadapt._heads import OutputSpec
 from selfadapt._symmetry import Grid
 
 OVERLAP = 0.25
-"""Least overlap of neighbouring tiles, as a share of their side."""
+"""Least overlap of neighbouring tiles, as a share of their side, where the multiples allow it."""
 FAINT = 1e-6
 """Weight of what is near a tile's edge, where it sees too little of the image."""
 
@@ -30,8 +30,9 @@ def predict_tiled(
 ) -> dict[str, Tensor]:
     """Predict `[C, H, W]` tile by tile and blend the middle of the overlaps.
 
-    The outer third of an overlap is left to the other tile, and the corners of tiles are
-    multiples of what the network takes: pooling sees the same pixels together as in the whole.
+    The outer third of an overlap is left to the other tile. Where the network takes any size, the
+    corners of tiles are multiples of what it takes: pooling sees the same pixels together as in
+    the whole image.
 
     Args:
         predict: network on `[1, C, h, w]`, giving raw outputs by head name.
@@ -63,7 +64,13 @@ def predict_tiled(
             spec.check(outputs, (sides[0], sides[1]))
             for name, head in spec.items():
                 part = outputs[name][0].float().cpu()
-                weight = _window(part.shape[-2], part.shape[-1])
+                down, right = (
+                    _ramp(n, inner_start=at > 0, inner_end=at + side < whole)
+                    for n, at, side, whole in zip(
+                        part.shape[-2:], (y, x), sides, padded.shape[-2:], strict=True
+                    )
+                )
+                weight = down[:, None] * right
                 rows, columns = (n // g for n, g in zip(padded.shape[-2:], head.grid, strict=True))
                 total = sums.setdefault(name, torch.zeros(len(part), rows, columns))
                 norm = weights.setdefault(name, torch.zeros(rows, columns))
@@ -103,18 +110,22 @@ def resize_labels(labels: NDArray[Any], size: tuple[int, int]) -> NDArray[np.int
 
 
 def _starts(size: int, side: int, step: int) -> Iterator[int]:
-    """Evenly spread tile corners, multiples of `step`; the last tile ends at the far side."""
-    count = 1 if size == side else 1 + -(-(size - side) // int(side * (1 - OVERLAP)))
-    for k in range(count):
-        start = round(k * (size - side) / max(count - 1, 1))
-        yield start // step * step
+    """Tile corners, multiples of `step`; the last tile ends at the far side."""
+    stride = max(int(side * (1 - OVERLAP)) // step, 1) * step
+    yield from range(0, size - side, stride)
+    yield size - side
 
 
-def _window(height: int, width: int) -> Tensor:
-    """Blending weights: a ramp over the middle third of the least overlap, never zero."""
-    sides = []
-    for n in (height, width):
-        to_edge = torch.minimum(torch.arange(n), torch.arange(n).flip(0))
-        third = max(n * OVERLAP / 3, 1.0)
-        sides.append((to_edge / third - 1).clamp(FAINT, 1))
-    return sides[0][:, None] * sides[1]
+def _ramp(size: int, *, inner_start: bool, inner_end: bool) -> Tensor:
+    """Weights along one side of a tile, rising over the middle third of the least overlap.
+
+    They fall, but never to zero, towards edges that lie inside of the image.
+    """
+    place = torch.arange(size)
+    to_edge = torch.full((size,), torch.inf)
+    if inner_start:
+        to_edge = torch.minimum(to_edge, place)
+    if inner_end:
+        to_edge = torch.minimum(to_edge, place.flip(0))
+    third = max(size * OVERLAP / 3, 1.0)
+    return (to_edge / third - 1).clamp(FAINT, 1)

@@ -251,6 +251,9 @@ def test_how_to_use_it_says_what_eval_must_be_told(trained, tmp_path):
     normalize = {"percentile": [2, 98]}
     told = CellposeAdapter(trained, diameter=OWN_SCALE, normalize=normalize)
     assert told.usage(tmp_path / "m") == f"{plain}.eval(image, normalize={normalize})"
+    told = CellposeAdapter(trained, diameter=OWN_SCALE, normalize=normalize, invert=True)
+    both = {"invert": True} | normalize  # eval takes it from there only
+    assert told.usage(tmp_path / "m") == f"{plain}.eval(image, normalize={both})"
 
 
 def test_what_is_saved_opens_bit_for_bit_in_unmodified_cellpose(trained, tmp_path, capsys):

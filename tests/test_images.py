@@ -306,6 +306,20 @@ def test_tiles_of_a_pointwise_network_give_the_whole_image_back(size, fixed):
     assert not fixed or seen == {(64, 64)}
 
 
+@pytest.mark.parametrize("ratio", [2, 3, 4, 5, 6, 8])
+def test_tiles_of_a_network_that_looks_around_give_what_the_whole_gives(ratio):
+    """Whatever multiples it takes, a pixel comes from a tile that sees enough around it."""
+    image, spec = torch.rand(1, 400, 270), OutputSpec(d=Scalar())
+
+    def network(tiles):
+        return {"d": torch.nn.functional.avg_pool2d(tiles, 9, 1, 4)}
+
+    options = {"multiples": (128 // ratio,) * 2, "fixed": False}
+    whole = predict_tiled(network, image, spec, tile=1024, **options)["d"][:, 4:-4, 4:-4]
+    tiled = predict_tiled(network, image, spec, tile=128, **options)["d"][:, 4:-4, 4:-4]
+    torch.testing.assert_close(tiled, whole, atol=1e-4, rtol=1e-4)
+
+
 def test_segment_gives_the_size_of_the_image_and_agrees_with_itself(adapter):
     image = pixels(70, 91)
     labels = adapter.segment(image)

@@ -202,10 +202,10 @@ def test_an_image_of_several_tiles_gives_what_the_whole_gives(grid):
         torch.testing.assert_close(whole[name], tiled[name], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("size", [(5, 40), (31, 31), (1, 1)])
+@pytest.mark.parametrize("size", [(5, 40), (31, 31), (1, 2)])
 def test_small_images_are_padded(size):
     adapter = StardistAdapter(network(grid=(4, 4)))
-    assert adapter.segment(np.random.default_rng(0).random((5, 40))).shape == (5, 40)
+    assert adapter.segment(np.random.default_rng(0).random(size)).shape == size
 
 
 def test_gray_and_scale_are_applied():
@@ -564,9 +564,10 @@ def test_the_newest_of_the_best_weights_are_taken(tmp_path):
     assert StardistAdapter(folder).model.prob.bias.item() != 7
 
 
-def test_a_damaged_zip_is_refused(tmp_path):
+def test_a_damaged_zip_raises_nothing_but_a_model_error(tmp_path):
     content = bytearray(zip_of("plain", tmp_path / "model.zip").read_bytes())
     rng = np.random.default_rng(0)
+    refused = 0
     for k in range(60):
         damaged = content.copy()
         damaged[int(rng.integers(len(content)))] ^= 255
@@ -574,6 +575,9 @@ def test_a_damaged_zip_is_refused(tmp_path):
         file.write_bytes(damaged)
         with suppress(ModelError):  # or it opens: not every byte matters
             StardistAdapter(file)
+            continue
+        refused += 1
+    assert refused > 5
 
 
 def test_without_thresholds_stardists_own_are_taken_and_said(tmp_path, caplog):

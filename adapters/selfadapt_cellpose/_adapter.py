@@ -260,7 +260,8 @@ class CellposeAdapter(Adapter):
             register_in_gui(path)
 
     def usage(self, path: Path) -> str:
-        return self._opening(path) + self._evaluation()
+        opening = self._opening(path)
+        return opening + self._evaluation() if opening.startswith("CellposeModel(") else opening
 
     def _opening(self, path: Path) -> str:
         file = repr(str(path.absolute()))
@@ -273,22 +274,21 @@ class CellposeAdapter(Adapter):
 
     def _evaluation(self) -> str:
         """What `eval` must be told, where that is not its default."""
+        usual: dict[str, Any] = {"normalize": True, "invert": False}
+        changed = {k: v for k, v in self.normalization.items() if usual.get(k, ...) != v}
+        by_dictionary = not changed.keys() <= usual.keys()  # then eval takes both from it
         told = {
             "channels": (self.channel_choice, None),
             # a file of version 3 knows its diameter
             "diameter": (self.diam_mean if self.channels else self.diameter, self.diam_mean),
-            "normalize": (
-                {k: v for k, v in self.normalization.items() if k not in ("normalize", "invert")}
-                or self.normalization["normalize"],
-                True,
-            ),
-            "invert": (self.normalization["invert"], False),
+            "normalize": (changed if by_dictionary else self.normalization["normalize"], True),
+            "invert": (not by_dictionary and self.normalization["invert"], False),
             "flow_threshold": (self.flow_threshold, 0.4),
             "cellprob_threshold": (self.cellprob_threshold, 0.0),
             "min_size": (self.min_size, 15),
             "resample": (self.resample, True),
         }
-        options = [f", {k}={value!r}" for k, (value, usual) in told.items() if value != usual]
+        options = [f", {k}={value!r}" for k, (value, other) in told.items() if value != other]
         return f".eval(image{''.join(options)})" if options else ""
 
     def calibrated(self, images: Sequence[Any]) -> Self:

@@ -225,8 +225,9 @@ def _open(path: Path) -> tuple[nn.Module, dict[str, Any]]:
             return network, json.loads(sidecar.read_text()) if sidecar.exists() else {}
         with _torchscript_warnings_off():
             return torch.jit.load(str(path), map_location="cpu"), {}
-    except Exception:  # every kind of file fails in its own way, with words for programmers
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(
-            f"{str(path)!r} is neither a folder of SMP's save_pretrained nor a TorchScript file; "
-            f"for another network use SmpAdapter(your_module, ...) from Python."
+            f"{str(path)!r} is neither a folder of SMP's save_pretrained nor a TorchScript file "
+            f"({reason}); for another network use SmpAdapter(your_module, ...) from Python."
         ) from None

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -214,11 +214,14 @@ class StardistAdapter(Adapter):
             return None
         path = path.absolute()
         opened = f"StarDist2D(None, name={path.name!r}, basedir={str(path.parent)!r})"
-        if (self.scale, self.pmin, self.pmax) == (1, 1, 99.8):
+        if (self.scale, self.pmin, self.pmax, self.gray) == (1, 1, 99.8, "no"):
             return opened
         normalized = f"normalize(image, {self.pmin:g}, {self.pmax:g}, axis=(0, 1))"
         scale = "" if self.scale == 1 else f", scale={self.scale:g}"
-        return f"{opened}.predict_instances({normalized}{scale})"
+        kind = {"no": "", "yes": "  # image: gray", "inverted": "  # image: inverted gray"}[
+            self.gray
+        ]
+        return f"{opened}.predict_instances({normalized}{scale}){kind}"
 
     def calibrated(self, images: Sequence[LazyImage]) -> Self:
         """The adapter itself, once the conventions of a port have been checked on a few images.
@@ -227,14 +230,18 @@ class StardistAdapter(Adapter):
             ModelError: the network gives logits or rays in another way than its `Port` says.
         """
         if self._config is None:
-            seen = {}
-            for image in images[:CHECKED]:
-                pixels = image.read()
-                if not (image.is_window and is_constant(pixels)):
-                    prepared = prepare(self, pixels, str(image))
-                    seen[str(image)] = predict(self, self.model, prepared).outputs
-            self.port.check(seen)
+            self.port.check(self._predictions(images[:CHECKED]))
         return self
+
+    def _predictions(
+        self, images: Sequence[LazyImage]
+    ) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+        """Name and outputs of each image, one at a time; blank windows are passed over."""
+        for image in images:
+            pixels = image.read()
+            if not (image.is_window and is_constant(pixels)):
+                prepared = prepare(self, pixels, str(image))
+                yield str(image), predict(self, self.model, prepared).outputs
 
     @classmethod
     def from_pretrained(  # type: ignore[override]

@@ -1,7 +1,7 @@
 """Conventions in which PyTorch ports of StarDist differ, and a check of them."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +104,7 @@ class Port:
             "name what it gives, in its order."
         )
 
-    def check(self, predictions: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def check(self, predictions: Iterable[tuple[str, Mapping[str, Tensor]]]) -> None:
         """Compare the network's outputs, by name of the image, with these conventions.
 
         Distances fall by one pixel for each pixel that one goes along their own ray: that tells
@@ -115,7 +115,7 @@ class Port:
             ModelError: the network gives logits, or rays, in another way.
         """
         falls = []
-        for source, outputs in predictions.items():
+        for source, outputs in predictions:
             raw = outputs["prob"]
             bounded = bool(((raw >= 0) & (raw <= 1)).all())
             if bounded == self.logits:
