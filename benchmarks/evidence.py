@@ -113,7 +113,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--networks", type=Path, default=Path("runs/networks"))
     parser.add_argument("--pairs", nargs="+", help="names or parts of names; default all")
-    parser.add_argument("--settings", nargs="+", default=["default"], help="or 'all'")
+    names = [*SETTINGS, *BASELINES]
+    parser.add_argument("--settings", nargs="+", default=["default"], choices=[*names, "all"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
@@ -122,7 +123,7 @@ def main() -> None:
     lines = args.out.read_text().splitlines() if args.out.exists() else []
     done = {(c["pair"], c["setting"], c["seed"]) for c in map(json.loads, lines)}
     pairs = [p for p in PAIRS if not args.pairs or any(part in p.name for part in args.pairs)]
-    settings = [*SETTINGS, *BASELINES] if args.settings == ["all"] else args.settings
+    settings = names if "all" in args.settings else args.settings
     networks_for(pairs, args.shared, args.networks)
     for seed, setting, pair in product(args.seeds, settings, pairs):
         if (pair.name, setting, seed) in done:
