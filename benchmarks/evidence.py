@@ -51,10 +51,7 @@ NETWORKS = ("teacher", "student")
 
 
 def trajectory(prepared: Task, config: Config) -> list[dict[str, Any]]:
-    """Figures and scores of the exported network at each look, the first before any step.
-
-    At the last look also those of the other network, student or teacher.
-    """
+    """Figures and scores of teacher and student at each look, the first before any step."""
     adapter = prepared.adapter
     held_out = [prepare(adapter, source.read(), str(source)) for source in prepared.held_out]
     run = SelfAdaptation(adapter, config)
@@ -67,8 +64,7 @@ def trajectory(prepared: Task, config: Config) -> list[dict[str, Any]]:
     for info in run.iterate(crops.batches(0, config.iterations)):
         if run.look_due:
             row: dict[str, Any] = {"iteration": run.iteration, "loss": float(info["loss"])}
-            last = run.iteration == config.iterations
-            for name in NETWORKS if last else (config.export,):
+            for name in NETWORKS:
                 model = getattr(run, name)
                 row[name] = looks(model) | scores(adapter.with_model(model), prepared)
             rows.append(row)

@@ -92,7 +92,7 @@ def broad(target: str, _: Path, shared: Path) -> Adapter:
 
     folder = shared / "models/unet2d_nuclei_broad"
     network = torch.jit.load(str(folder / "weights_abe6.pt"), map_location="cpu")
-    return SmpAdapter(
+    adapter = SmpAdapter(
         network,
         OutputSpec(foreground=Binary(logits=False)),
         normalize="standard",
@@ -101,6 +101,8 @@ def broad(target: str, _: Path, shared: Path) -> Adapter:
         channels=1,
         decode=Decode(),
     )
+    adapter.channels_last = True
+    return adapter
 
 
 FAMILIES: dict[str, Callable[[str, Path, Path], Adapter]] = {

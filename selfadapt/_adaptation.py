@@ -53,6 +53,9 @@ class SelfAdaptation:
         self.device = pick_device(config.device)
         self.initial = copy_network(adapter.model, self.device, frozen=True)
         self.student = copy_network(adapter.model, self.device)
+        if adapter.channels_last and self.device.type == "cpu":  # not measured on other devices
+            for network in (self.initial, self.student):
+                network.to(memory_format=torch.channels_last)
         names = select_parameters(self.student, config.trainable)
         for name, parameter in self.student.named_parameters():
             parameter.requires_grad_(name in names)

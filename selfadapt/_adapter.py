@@ -42,6 +42,9 @@ class Adapter(ABC):
     """Set where the network takes square tiles of this side only."""
     tile: int = 512
     """Largest side of a tile where the network takes any size; smaller images go in one piece."""
+    channels_last: bool = False
+    """Set where the network's layers take that memory format (no `view` of a map, for instance):
+    on a CPU its convolutions are then up to twice as fast."""
     padding: Literal["symmetric", "reflect"] = "symmetric"
     """How an image is padded to a size that the network takes, in words of `numpy.pad`."""
 

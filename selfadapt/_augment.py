@@ -17,9 +17,10 @@ def augment(images: Tensor, config: Config, generator: Generator) -> Tensor:
     """Strongly augmented copy of `images`, float `[B, C, H, W]`, C any number.
 
     Every sample draws its own parameters; all its channels share contrast and blur, and each
-    has its own shift. Shifts and noise are measured in the standard deviation of the whole
-    batch, per channel, so that one setting serves images of any scale and a blank sample is
-    not drowned; an empty channel stays empty. Values are not clamped.
+    has its own shift. As in a microscope, noise comes last: the copy has 1 to 1 + `noise` times
+    the noise that its sample has, blurred or not. One setting thus serves clean and noisy images.
+    Shifts are measured in the standard deviation of the whole batch, per channel, so that one
+    setting serves images of any scale; an empty channel stays empty. Values are not clamped.
     """
     batch, channels = images.shape[:2]
 
@@ -31,9 +32,23 @@ def augment(images: Tensor, config: Config, generator: Generator) -> Tensor:
     mean = out.mean((2, 3), keepdim=True)
     gain = 1 + config.strength * config.contrast * (2 * uniform(batch, 1, 1, 1) - 1)
     shift = unit * config.brightness * (2 * uniform(batch, channels, 1, 1) - 1)
+    out = out * gain + (mean * (1 - gain) + shift)
+    wanted = noise_level(images) * (1 + config.strength * config.noise * uniform(batch, 1, 1, 1))
+    missing = (wanted.square() - noise_level(out).square()).clamp(min=0).sqrt()
     noise = torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)
-    noise *= unit * config.noise * uniform(batch, 1, 1, 1)
-    return noise.addcmul_(out, gain).add_(mean * (1 - gain) + shift)
+    return out.addcmul_(noise, missing)
+
+
+def noise_level(images: Tensor) -> Tensor:
+    """Standard deviation of the noise in each channel, `[B, C, 1, 1]`, of images `[B, C, H, W]`.
+
+    The mean response of a filter that plane and evenly curved surfaces do not answer to (Immerkaer
+    1996, "Fast noise variance estimation"). Sharp structure counts as noise.
+    """
+    second = images.new_tensor([1.0, -2.0, 1.0])
+    kernel = (second[:, None] * second)[None, None]
+    response = functional.conv2d(images.flatten(0, 1)[:, None], kernel).abs().mean((1, 2, 3))
+    return (response * math.sqrt(math.pi / 2) / 6).view(*images.shape[:2], 1, 1)
 
 
 def _blur(images: Tensor, largest: float, share: Tensor) -> Tensor:

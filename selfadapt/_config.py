@@ -47,7 +47,7 @@ class Config:
         brightness: largest shift, in standard deviations of the batch, per channel.
         contrast: largest relative change of contrast about the sample's mean, below 1.
         blur: largest standard deviation of the Gaussian blur, in pixels.
-        noise: largest standard deviation of Gaussian noise, in standard deviations of the batch.
+        noise: largest rise of the noise, relative to that of the sample itself (1: twice as much).
         export: which weights are monitored, kept and returned, the "student"'s or the "teacher"'s.
         validate_every: steps between two looks at the held-out images.
         validation_share: share of the images held back for that where none are given.
@@ -86,10 +86,10 @@ class Config:
     ema_decay: float = 0.99
     ema_every: int = 1
     strength: float = 1.0
-    brightness: float = 0.5
-    contrast: float = 0.5
+    brightness: float = 0.1
+    contrast: float = 0.25
     blur: float = 1.0
-    noise: float = 0.5
+    noise: float = 1.0
     export: Literal["student", "teacher"] = "teacher"
     validate_every: int = 25
     validation_share: float = 0.1
@@ -118,6 +118,7 @@ class Config:
         self._require("accumulate", self.accumulate <= self.batch_size, "at most batch_size")
         self._require("views", 1 <= self.views <= 8, "between 1 and 8")
         self._require("ema_decay", self.ema_decay < 1, "below 1 (at 1 the teacher never moves)")
+        self._require("crop", self.crop >= 3, "3 or more")
         self._require("contrast", self.contrast * self.strength < 1, "below 1 / strength")
         if self.gradient_clip is not None:
             self._require("gradient_clip", self.gradient_clip > 0, "above 0, or None")

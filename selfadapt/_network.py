@@ -30,7 +30,7 @@ def copy_network(network: Network, device: torch.device, *, frozen: bool = False
 
 def is_finite(network: nn.Module) -> bool:
     """Whether no parameter is NaN or infinite."""
-    return bool(nn.utils.parameters_to_vector(network.parameters()).isfinite().all())
+    return all(bool(parameter.isfinite().all()) for parameter in network.parameters())
 
 
 def pick_device(name: str) -> torch.device:

@@ -21,7 +21,7 @@ from selfadapt import (
     Vector,
 )
 from selfadapt._adaptation import learning_rate
-from selfadapt._augment import augment
+from selfadapt._augment import _blur, augment, noise_level
 from selfadapt._losses import l2_sp, masked_mean
 from selfadapt._network import select_parameters
 from selfadapt._reliability import RunningThreshold, group_quantiles
@@ -266,16 +266,38 @@ def test_augmentation_scales_with_the_images():
 
 
 def test_blur_equals_scipy():
-    images = torch.rand(3, 2, 20, 20)
-    settings = config(brightness=0.0, contrast=0.0, noise=0.0, blur=2.0)
-    share = torch.rand(3, generator=torch.Generator().manual_seed(3))
-    out = augment(images, settings, torch.Generator().manual_seed(3))
+    images, share = torch.rand(3, 2, 20, 20), torch.rand(3)
+    out = _blur(images, 2.0, share)
     for b in range(3):
         sigma = 2 * float(share[b])
         slow = ndimage.gaussian_filter(
             images[b].numpy(), (0, sigma, sigma), mode="nearest", radius=(0, 4, 4)
         )
         np.testing.assert_allclose(out[b], slow, atol=1e-5)
+
+
+def noisy(*sigmas):
+    """Evenly curved images with Gaussian noise of known strength."""
+    rows, columns = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
+    smooth = 0.01 * rows**2 - rows * columns / 20
+    generator = torch.Generator().manual_seed(0)
+    return torch.stack([smooth + s * torch.randn(128, 128, generator=generator) for s in sigmas])
+
+
+def test_noise_level_sees_noise_and_nothing_smooth():
+    levels = noise_level(noisy(0.0, 1.0, 5.0).view(1, 3, 128, 128)).flatten()
+    torch.testing.assert_close(levels, torch.tensor([0.0, 1.0, 5.0]), rtol=0.05, atol=1e-4)
+
+
+def test_augmented_images_have_as_much_noise_as_before_or_more():
+    images = noisy(0.5, 1.0, 2.0, 4.0)[:, None]
+    out = augment(images, config(brightness=0.0, noise=2.0), torch.Generator().manual_seed(1))
+    rise = (noise_level(out) / noise_level(images)).flatten()
+    assert rise.min() > 0.95
+    assert 1.5 < rise.max() < 3.15
+    kept = augment(images, config(brightness=0.0, noise=0.0), torch.Generator().manual_seed(1))
+    torch.testing.assert_close(noise_level(kept), noise_level(images), rtol=0.5, atol=0.0)
+    assert (noise_level(kept) > 0.95 * noise_level(images)).all()  # blurred, then as noisy again
 
 
 def test_masked_mean_divides_by_all_pixels():

@@ -134,6 +134,7 @@ class CellposeAdapter(Adapter):
         self.model = net
         self.outputs = OutputSpec(flow=Vector(), cellprob=Binary())
         self.channels = None if transformer else int(net.nchan)
+        self.channels_last = not transformer
         # SAM has a position embedding of one size; DINO has none
         self.fixed_size = 256 if hasattr(getattr(net, "encoder", None), "neck") else None
         self.channel_choice = None if channels is None else list(channels)

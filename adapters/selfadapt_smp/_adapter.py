@@ -70,6 +70,7 @@ class SmpAdapter(Adapter):
         self.normalize = normalize
         self.gray = gray
         self.scripted = isinstance(model, torch.jit.ScriptModule)
+        self.channels_last = isinstance(model, smp.base.SegmentationModel)
         self.embedding = embedding
         if not self.scripted:
             self.embedding_module(model)

@@ -104,6 +104,7 @@ class StardistAdapter(Adapter):
             self.model: nn.Module = opened.network
             self._config: Mapping[str, Any] | None = opened.config
             self.size_multiple = a.divisor
+            self.channels_last = True
             thresholds = opened.thresholds
             port = Port(
                 n_rays=a.n_rays,
