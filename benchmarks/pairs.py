@@ -127,7 +127,7 @@ def task(pair: Pair, networks: Path, shared: Path) -> Task:
         test = [(few_photons(image, rng), labels) for image, labels in test]
     train = [train[i] for i in rng.permutation(len(train))[:ADAPTED_TO]]
     sources = open_images([image for image, _ in train], channel_axis=0)
-    kept_back = max(2, len(sources) // 8)
+    kept_back = max(2, len(sources) // 4)
     return Task(
         FAMILIES[pair.family](pair.target, networks, shared),
         sources[kept_back:],

@@ -30,6 +30,7 @@ from selfadapt._monitors import EmbeddingDrift as EmbeddingDrift
 from selfadapt._monitors import FalseNegativeRate as FalseNegativeRate
 from selfadapt._monitors import Monitor as Monitor
 from selfadapt._monitors import Validation as Validation
+from selfadapt._monitors import ViewAgreement as ViewAgreement
 from selfadapt._predict import Prediction as Prediction
 from selfadapt._predict import predict as predict
 from selfadapt._prepare import as_channels_first as as_channels_first

@@ -7,9 +7,9 @@ import weakref
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tifffile
@@ -23,7 +23,13 @@ from selfadapt._config import Config
 from selfadapt._crops import Crops
 from selfadapt._errors import CheckpointError, ConfigError, ImageError
 from selfadapt._images import LazyImage, open_images, refuse_masks
-from selfadapt._monitors import EmbeddingDrift, Monitor, Validation, centre_crop
+from selfadapt._monitors import (
+    EmbeddingDrift,
+    Monitor,
+    Validation,
+    ViewAgreement,
+    centre_crop,
+)
 from selfadapt._network import copy_network, is_finite
 from selfadapt._predict import predict
 from selfadapt._prepare import is_constant, prepare
@@ -71,15 +77,13 @@ class AdaptationResult:
 
         Args:
             at: an iteration out of `snapshots`, or a monitor such as `EmbeddingDrift(0.3)`: the
-                last snapshot before its threshold was exceeded, by what the run has measured.
+                snapshot that it chooses by what the run has measured.
         """
         if isinstance(at, Monitor):
-            looks = [row for row in self.history if math.isfinite(row.get(at.name, math.nan))]
+            looks = _looks(self.history, at)
             if not looks:
                 raise ConfigError(f"{at!r} was not measured in this run; give an iteration.")
-            name, limit = at.name, at.threshold
-            held = takewhile(lambda row: row[name] <= limit, looks)
-            at = max((int(row["iteration"]) for row in held), default=0)
+            at = at.choose(looks)
         device = next(self.adapter.model.parameters()).device
         return _with_snapshot(self.adapter, self.directory, at, device)
 
@@ -90,7 +94,7 @@ def adapt(
     *,
     validation: Any = None,
     config: Config | None = None,
-    stop: Stop | None = EmbeddingDrift(),  # noqa: B008 (a monitor is reset before each use)
+    stop: Stop | Literal["auto"] | None = "auto",
     output_dir: str | Path | RunDirectory | None = None,
     resume: bool = False,
     channel_axis: int | None = None,
@@ -98,9 +102,9 @@ def adapt(
 ) -> AdaptationResult:
     """Adapt a trained model to images, without labels.
 
-    The given adapter stays as it is. The result is the last snapshot at which the criterion
-    still held. It is the initial network if the criterion trips at the first look, if the loss
-    is not finite, or if the predictions collapse; `reason` says so.
+    The given adapter stays as it is. The result is the snapshot that the criterion chooses. It is
+    the initial network if no other is better by that criterion, if the loss is not finite, or if
+    the predictions collapse; `reason` says so.
 
     Args:
         adapter: the trained model.
@@ -109,8 +113,10 @@ def adapt(
             (`config.validation_share`) is held back; a single image serves for both. Of given
             ones, the first `config.validation_images` are used.
         config: all settings.
-        stop: `EmbeddingDrift(threshold)`, `FalseNegativeRate(threshold)`, any callable
-            `stop(run, info) -> bool` that is asked at each validation point, or None.
+        stop: `ViewAgreement(threshold)`, `EmbeddingDrift(threshold)`,
+            `FalseNegativeRate(threshold)`, any callable `stop(run, info) -> bool` that is asked at
+            each validation point, or None. "auto" is the first, or the second where the adapter
+            cannot decode instances.
         output_dir: keeps config, history, checkpoint, snapshots, examples and the model.
         resume: go on with the run in `output_dir` (or start it, if there is none).
         channel_axis: see `open_images`.
@@ -125,10 +131,12 @@ def adapt(
         raise ConfigError(f"adapter is a {type(adapter).__name__}: give an Adapter.")
     if not isinstance(config, Config):
         raise ConfigError(f"config is a {type(config).__name__}: give Config(...).")
+    if stop == "auto":
+        stop = ViewAgreement() if adapter.can_decode else EmbeddingDrift()
     if stop is not None and (isinstance(stop, type) or not callable(stop)):
         raise ConfigError(
-            f"stop={stop!r} is not allowed: give EmbeddingDrift(), FalseNegativeRate(), a function "
-            "stop(run, info), or None."
+            f"stop={stop!r} is not allowed: give ViewAgreement(), EmbeddingDrift(), "
+            'FalseNegativeRate(), a function stop(run, info), "auto", or None.'
         )
     if resume and output_dir is None:
         raise ConfigError("resume=True needs output_dir, the folder of the run to go on with.")
@@ -263,7 +271,7 @@ def _train(
     raise AssertionError("the last iteration always gives a verdict")
 
 
-_SHOWN = ("loss", "kept", "fn_rate", "d_emb")
+_SHOWN = ("loss", "kept", "d_emb", "agreement")
 
 
 def _judge(run: SelfAdaptation, history: list[Row], stop: Stop | None) -> Verdict | None:
@@ -282,9 +290,29 @@ def _judge(run: SelfAdaptation, history: list[Row], stop: Stop | None) -> Verdic
         name = f"{stop!r} at {now[stop.name]:.3f}" if isinstance(stop, Monitor) else "stop"
         kept = f"the weights of iteration {earlier}" if earlier else "the initial weights"
         return Verdict(earlier, f"{name} tripped at iteration {at}; {kept} are kept")
-    if at == run.config.iterations:
-        return Verdict(at, f"all {at} iterations are done and no criterion tripped")
-    return None
+    if at < run.config.iterations:
+        return None
+    if isinstance(stop, ViewAgreement):
+        return _most_agreeing(stop, history)
+    return Verdict(at, f"all {at} iterations are done and no criterion tripped")
+
+
+def _most_agreeing(stop: ViewAgreement, history: list[Row]) -> Verdict:
+    looks = _looks(history, stop)
+    agreement = {int(look["iteration"]): look[stop.name] for look in looks}
+    if kept := stop.choose(looks):
+        change = f"{agreement[0]:.3f} -> {agreement[kept]:.3f}"
+        return Verdict(kept, f"flipped and turned copies agree best at iteration {kept} ({change})")
+    return Verdict(
+        0,
+        f"flipped and turned copies agree no better than at first ({agreement[0]:.3f}) by "
+        f"{stop.threshold:g}; the initial weights are kept",
+    )
+
+
+def _looks(history: Sequence[Row], monitor: Monitor) -> list[Row]:
+    """The rows in which a monitor has a finite number."""
+    return [row for row in history if math.isfinite(row.get(monitor.name, math.nan))]
 
 
 def _with_snapshot(

@@ -25,7 +25,7 @@ from selfadapt._demo import run_demo
 from selfadapt._errors import CheckpointError, ConfigError, ImageError, SelfAdaptError
 from selfadapt._images import LazyImage, open_images, refuse_masks
 from selfadapt._matching import Matches, match
-from selfadapt._monitors import EmbeddingDrift, FalseNegativeRate, Monitor
+from selfadapt._monitors import EmbeddingDrift, FalseNegativeRate, Monitor, ViewAgreement
 from selfadapt._network import pick_device
 from selfadapt._registry import adapters, load_adapter
 from selfadapt._report import write_report
@@ -184,8 +184,11 @@ def _adapt(words: Sequence[str]) -> None:
     add = parser.add_argument
     add("--out", type=str, required=True, help="RUN folder to write")
     add("--validation", type=str | None, help="held-out images (default: a share of the images)")
-    add("--stop", type=Literal["embedding", "fn", "none"], default="embedding", help="criterion")
-    add("--tau", type=float | None, help="its threshold (default: 0.5; fn: 0.05)")
+    names = Literal["auto", "agreement", "embedding", "fn", "none"]
+    add("--stop", type=names, default="auto", help="criterion (auto: agreement, if it can decode)")
+    add(
+        "--tau", type=float | None, help="its threshold (agreement: 0.01, embedding: 0.5, fn: 0.05)"
+    )
     add("--resume", action="store_true", help="go on with RUN, or start it")
     parser.add_class_arguments(Config)
     options = parser.parse_args(words)
@@ -199,7 +202,7 @@ def _adapt(words: Sequence[str]) -> None:
         options.images,
         validation=options.validation,
         config=Config(**{field.name: options[field.name] for field in fields(Config)}),
-        stop=_criterion(options.stop, options.tau),
+        stop=_criterion(adapter, options.stop, options.tau),
         output_dir=directory,
         resume=options.resume,
         channel_axis=options.channel_axis,
@@ -213,11 +216,17 @@ def _adapt(words: Sequence[str]) -> None:
         print(f"Report: pip install 'selfadapt[report]', then: selfadapt report {options.out}")
 
 
-def _criterion(stop: str, tau: float | None) -> Monitor | None:
+def _criterion(adapter: Adapter, stop: str, tau: float | None) -> Monitor | None:
     if stop == "none":
         return None
-    kind = EmbeddingDrift if stop == "embedding" else FalseNegativeRate
-    return kind() if tau is None else kind(tau)
+    if stop == "auto":
+        stop = "agreement" if adapter.can_decode else "embedding"
+    kinds: dict[str, Callable[..., Monitor]] = {
+        "agreement": ViewAgreement,
+        "embedding": EmbeddingDrift,
+        "fn": FalseNegativeRate,
+    }
+    return kinds[stop]() if tau is None else kinds[stop](tau)
 
 
 def _segment(words: Sequence[str]) -> None:

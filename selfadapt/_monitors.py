@@ -4,6 +4,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 DOUBT_IMAGES, DOUBT_SIDE = 4, 256
 """All views of that many held-out images, at most so large, go into the diagnostics."""
+
+COPIES = 3
+"""Flipped and turned copies that the agreement of views looks at."""
 
 
 class Monitor(ABC):
@@ -51,6 +55,14 @@ class Monitor(ABC):
 
     def __call__(self, run: "SelfAdaptation", info: Mapping[str, float]) -> bool:
         return info.get(self.name, math.nan) > self.threshold
+
+    def choose(self, looks: Sequence[Mapping[str, float]]) -> int:
+        """Iteration of the look to keep: the last one before the number exceeded the threshold.
+
+        `looks` are rows of a history, the first that of the initial model.
+        """
+        held = takewhile(lambda look: look[self.name] <= self.threshold, looks)
+        return max((int(look["iteration"]) for look in held), default=0)
 
     @abstractmethod
     def check(self, adapter: "Adapter", initial: Sequence[Prediction]) -> None:
@@ -160,6 +172,60 @@ class FalseNegativeRate(Monitor):
         return self._matches.fn_rate
 
 
+class ViewAgreement(Monitor):
+    """How far a model finds the same instances in an image and in flipped and turned copies of it.
+
+    AP of the instances in the copies, mapped back, against those in the image itself; counts are
+    pooled over copies and images. Objects that a model is unsure of come and go with the copies.
+    Not in the paper: its criteria measure how far the model has moved, whereas this one also rises
+    where the model gets better (docs/evidence.md). A run goes through to its end; then the look
+    that agrees best with itself is kept, if it does so better than the initial model.
+
+    Args:
+        threshold: by how much, at least.
+        iou: IoU from which two instances match.
+
+    >>> agreement = ViewAgreement()
+    >>> image, copy = np.array([[1, 1, 0, 2]]), np.array([[1, 1, 0, 0]])
+    >>> agreement.update(Prediction({}, None, image), Prediction({}, None, image, [image, copy]))
+    >>> agreement.compute()
+    0.75
+    """
+
+    name = "agreement"
+
+    def __init__(self, threshold: float = 0.01, *, iou: float = 0.5) -> None:
+        super().__init__(threshold)
+        if not 0 < iou <= 1:
+            raise ConfigError(f"iou={iou} is not allowed: it must be above 0 and at most 1.")
+        self.iou = iou
+
+    def __call__(self, run: "SelfAdaptation", info: Mapping[str, float]) -> bool:
+        return False
+
+    def choose(self, looks: Sequence[Mapping[str, float]]) -> int:
+        """Iteration of the look that agrees best with itself, or 0."""
+        best = max(looks, key=lambda look: look[self.name])
+        risen = best[self.name] - looks[0][self.name] >= self.threshold
+        return int(best["iteration"]) if risen else 0
+
+    def check(self, adapter: "Adapter", initial: Sequence[Prediction]) -> None:
+        if not adapter.can_decode:
+            raise no_decode(adapter)
+
+    def reset(self) -> None:
+        self._matches = Matches()
+
+    def update(self, initial: Prediction, current: Prediction) -> None:
+        for copied in current.moved:
+            assert current.instances is not None
+            self._matches += match(current.instances, copied, (self.iou,))[0]
+
+    def compute(self) -> float:
+        ap = self._matches.ap
+        return 0.0 if math.isnan(ap) else ap
+
+
 def _count(prediction: Prediction) -> int:
     """Number of instances."""
     return 0 if prediction.instances is None else len(np.unique(prediction.instances)) - 1
@@ -172,7 +238,8 @@ class Validation:
         adapter: the adapter of all models to come.
         initial: the network before adaptation.
         images: prepared images `[C, H, W]`; no labels are needed.
-        monitors: what to compute; by default the paper's two, as far as the adapter allows.
+        monitors: what to compute beside, or instead of, the defaults: the paper's two and the
+            agreement of views, as far as the adapter allows.
     """
 
     def __init__(
@@ -186,27 +253,29 @@ class Validation:
             raise ConfigError("Validation needs at least one held-out image.")
         self.images = images
         self._adapter = adapter
+        self._symmetries = adapter.outputs.symmetries[1 : 1 + COPIES]
         self._initial = [predict(adapter, initial, image) for image in images]
         self._instances = sum(map(_count, self._initial))
         for monitor in monitors:
             monitor.check(adapter, self._initial)
-        defaults = {default.name: default for default in (EmbeddingDrift(), FalseNegativeRate())}
+        every = (EmbeddingDrift(), FalseNegativeRate(), ViewAgreement())
+        defaults = {default.name: default for default in every}
         given = {monitor.name: copy.copy(monitor) for monitor in monitors}
         self.monitors = list((defaults | given).values())
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """All figures of one validation point.
 
-        `d_emb` and `fn_rate` (see the monitors); `instances`, their number relative to the
-        initial model's; and, as diagnostics after Fig. 2, `doubt_<head>`, the mean doubt across
-        all views: one minus the confidence of a classification, and the standard deviation of a
-        regression (test-time-augmentation spread).
+        `d_emb`, `fn_rate` and `agreement` (see the monitors); `instances`, their number relative
+        to the initial model's; and, as diagnostics after Fig. 2, `doubt_<head>`, the mean doubt
+        across all views: one minus the confidence of a classification, and the standard deviation
+        of a regression (test-time-augmentation spread).
         """
         for monitor in self.monitors:
             monitor.reset()
         instances = 0
         for image, initial in zip(self.images, self._initial, strict=True):
-            current = predict(self._adapter, model, image)
+            current = predict(self._adapter, model, image, self._symmetries)
             instances += _count(current)
             for monitor in self.monitors:
                 monitor.update(initial, current)

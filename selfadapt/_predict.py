@@ -1,6 +1,6 @@
 """What a network says about one image: outputs, bottleneck embedding, instances."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from selfadapt._adapter import Adapter
 
 from selfadapt._errors import OutputError
+from selfadapt._symmetry import Symmetry
+from selfadapt._tiles import resize_labels
 
 
 @dataclass(frozen=True)
@@ -26,25 +28,39 @@ class Prediction:
             the adapter names no bottleneck.
         instances: int32 `[H, W]` at the scale of `decode`, 0 is background; None where the adapter
             cannot decode.
+        moved: instances that were found in flipped and turned copies, mapped back onto the image.
     """
 
     outputs: Mapping[str, Tensor]
     embedding: Tensor | None
     instances: NDArray[np.int32] | None
+    moved: Sequence[NDArray[np.int32]] = ()
 
 
 @torch.no_grad()
-def predict(adapter: "Adapter", model: nn.Module, image: Tensor) -> Prediction:
+def predict(
+    adapter: "Adapter", model: nn.Module, image: Tensor, symmetries: Sequence[Symmetry] = ()
+) -> Prediction:
     """Run `model` in eval mode on one prepared image `[C, H, W]` of any size.
 
     `model` is one of the adapter's networks (initial, student or teacher); its training mode is
-    restored afterwards.
+    restored afterwards. `symmetries` say how the copies for `Prediction.moved` are made.
     """
     image = image.to(next(model.parameters()).device)
     with evaluating(model), _pooled_bottlenecks(adapter.embedding_module(model)) as pooled:
         outputs = adapter.forward_tiled(model, image)
     embedding = torch.cat(pooled).mean(0) if pooled else None
-    return Prediction(outputs, embedding, adapter.decode(outputs) if adapter.can_decode else None)
+    if not adapter.can_decode:
+        return Prediction(outputs, embedding, None)
+    instances = adapter.decode(outputs)
+    moved = []
+    height, width = instances.shape
+    with evaluating(model):
+        for g in symmetries:
+            copied = adapter.decode(adapter.forward_tiled(model, g.move(image).contiguous()))
+            back = g.inverse.move(torch.from_numpy(copied)).numpy()
+            moved.append(resize_labels(np.ascontiguousarray(back), (height, width)))
+    return Prediction(outputs, embedding, instances, moved)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ _CURVES = (
     ("kept", "share of pixels kept as reliable"),
     ("fn_rate", "FN rate, Eq. 3"),
     ("d_emb", "embedding drift, Eq. 4"),
+    ("agreement", "agreement of flipped and turned copies"),
 )
 _PAPER = {"fn_rate": 0.05, "d_emb": 0.5}
 """The paper's thresholds, drawn for orientation where the run stopped by something else."""
@@ -79,6 +80,7 @@ _TABLE = {
     "kept": "kept",
     "fn_rate": "FN rate",
     "d_emb": "D_emb",
+    "agreement": "agreement",
     "instances": "instances / initial",
 }
 
@@ -90,12 +92,12 @@ def _figure(name: str, value: float | None) -> str:
 
 
 def _draw_curves(history: Sequence[Row], chosen: int, own: Mapping[str, float]) -> str:
-    figure, axes = _figure_of(len(_CURVES), (14, 2.8))
+    figure, axes = _figure_of(len(_CURVES), (17, 2.8))
     for axis, (name, title) in zip(axes, _CURVES, strict=True):
         points = [(row["iteration"], row[name]) for row in history if name in row]
         if points and not all(math.isnan(y) for _, y in points):
             axis.plot(*zip(*points, strict=True), color="#0b6e99", linewidth=1.8,
-                      marker="o" if name in _PAPER else None, markersize=3)  # fmt: skip
+                      marker="o" if name not in ("loss", "kept") else None, markersize=3)  # fmt: skip
         else:
             axis.text(0.5, 0.5, "not available", transform=axis.transAxes, ha="center")
         if name in _PAPER:
@@ -109,7 +111,7 @@ def _draw_curves(history: Sequence[Row], chosen: int, own: Mapping[str, float]) 
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("iteration", fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
-    return _embed(figure, "loss, kept share, FN rate and embedding drift over the iterations")
+    return _embed(figure, "loss, kept share, FN rate, drift and agreement over the iterations")
 
 
 def _draw_example(path: Path, name: str) -> str:

@@ -27,6 +27,7 @@ from selfadapt import (
     SelfAdaptation,
     Validation,
     Vector,
+    ViewAgreement,
     adapt,
     predict,
     prepare,
@@ -281,6 +282,55 @@ def test_a_collapse_returns_the_initial_weights(adapter):
     assert "no instance is left" in result.reason
 
 
+def looks(*values, name="agreement"):
+    return [{"iteration": 4 * k, name: value} for k, value in enumerate(values)]
+
+
+def test_what_monitors_choose_of_a_history():
+    assert EmbeddingDrift(0.5).choose(looks(0.0, 0.4, 0.6, 0.3, name="d_emb")) == 4
+    assert EmbeddingDrift(0.5).choose(looks(0.0, 0.6, name="d_emb")) == 0
+    assert ViewAgreement(0.05).choose(looks(0.7, 0.6, 0.8, 0.75)) == 8
+    assert ViewAgreement(0.05).choose(looks(0.7, 0.72, 0.74)) == 0  # too little to mean anything
+
+
+def test_views_of_a_network_that_looks_at_single_pixels_agree():
+    class Pointwise(SmallAdapter):
+        def forward(self, model, images):
+            return self.outputs.split(torch.cat([0 * images, 0 * images, images - 0.5], 1))
+
+    class Lopsided(SmallAdapter):
+        def forward(self, model, images):
+            place = torch.linspace(-1, 1, images.shape[-1]).expand_as(images)
+            return self.outputs.split(torch.cat([0 * images, 0 * images, place], 1))
+
+    images = [torch.from_numpy(discs(seed)[0][None, :, :40]) for seed in range(3)]
+    figures = [
+        Validation(adapter, adapter.model, images)(adapter.model)["agreement"]
+        for adapter in (Pointwise(), Lopsided())
+    ]
+    assert figures[0] == 1
+    assert figures[1] < 0.5
+
+
+def test_the_look_that_agrees_best_is_kept_if_it_agrees_better_than_the_first(adapter):
+    settings = config(iterations=12)
+    rng = np.random.default_rng(0)
+    noisy = [image + rng.normal(0, 0.8 * image.std(), image.shape) for image in IMAGES]
+    free = adapt(adapter, noisy, config=settings, stop=None, progress=False)
+    agreement = {row["iteration"]: row["agreement"] for row in free.history if "agreement" in row}
+    best = max(agreement, key=agreement.get)
+    rise = agreement[best] - agreement[0]
+    assert rise > 0  # else this would test nothing
+    for threshold, kept, word in ((rise, best, "agree best"), (2 * rise, 0, "no better")):
+        stop = ViewAgreement(threshold)
+        result = adapt(adapter, noisy, config=settings, stop=stop, progress=False)
+        assert result.iteration == kept
+        assert word in result.reason
+        assert result.history[-1]["iteration"] == 12
+        for same in (free.select(kept), free.select(stop)):
+            assert equal_states(same.model.state_dict(), result.adapter.model.state_dict())
+
+
 class NoDecode(SmallAdapter):
     decode = SmallAdapter.__mro__[1].decode
 
@@ -290,6 +340,10 @@ def test_without_decode_the_fn_rate_cannot_stop_and_drift_can():
         adapt(NoDecode(), IMAGES, config=config(), stop=FalseNegativeRate(), progress=False)
     result = adapt(NoDecode(), IMAGES, config=config(), stop=EmbeddingDrift(2.1), progress=False)
     assert result.iteration == 8
+    with pytest.raises(ModelError, match="cannot decode instances"):
+        adapt(NoDecode(), IMAGES, config=config(), stop=ViewAgreement(), progress=False)
+    by_default = adapt(NoDecode(), IMAGES, config=config(), progress=False)
+    assert "agree" not in by_default.reason
     with pytest.raises(ModelError, match="cannot decode"):
         result.adapter.segment(IMAGES[0])
 
@@ -303,7 +357,7 @@ def test_without_a_bottleneck_drift_cannot_stop(adapter):
     blind = NoBottleneck()
     blind.model = adapter.model
     with pytest.raises(ConfigError, match="NoBottleneck names none"):
-        adapt(blind, IMAGES, config=config(), progress=False)
+        adapt(blind, IMAGES, config=config(), stop=EmbeddingDrift(), progress=False)
     result = adapt(blind, IMAGES, config=config(), stop=FalseNegativeRate(1.1), progress=False)
     assert np.isnan(result.history[-1]["d_emb"])
 

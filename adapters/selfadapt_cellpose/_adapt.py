@@ -3,12 +3,12 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cellpose.models import CellposeModel
 
 import selfadapt
-from selfadapt import Config, EmbeddingDrift
+from selfadapt import Config
 from selfadapt_cellpose._adapter import CellposeAdapter
 
 
@@ -21,7 +21,7 @@ def adapt(
     channel_axis: int | None = None,
     validation: Any = None,
     config: Config | None = None,
-    stop: Callable[..., bool] | None = EmbeddingDrift(),  # noqa: B008 (reset before each use)
+    stop: Callable[..., bool] | Literal["auto"] | None = "auto",
     output_dir: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
