@@ -18,12 +18,18 @@ import numpy as np
 from common import stopped
 from pairs import PAIRS
 
-from selfadapt import Config
+from selfadapt import Config, ViewAgreement
 
 Cells = dict[tuple[str, str], list[list[dict[str, Any]]]]
 """Looks of each seed, by pair and setting."""
 STOPS = {"stop D_emb": ("d_emb", 0.5), "stop FN": ("fn_rate", 0.05)}
-CURVES = {"ap": "AP", "d_emb": "D_emb", "fn_rate": "FN rate", "instances": "instances / initial"}
+CURVES = {
+    "ap": "AP",
+    "agreement": "agreement",
+    "d_emb": "D_emb",
+    "fn_rate": "FN rate",
+    "instances": "instances / initial",
+}
 
 
 def read(file: Path) -> Cells:
@@ -35,8 +41,16 @@ def read(file: Path) -> Cells:
     return cells
 
 
-def exported(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [row[Config().export] | {"iteration": row["iteration"]} for row in rows]
+def exported(
+    rows: Sequence[dict[str, Any]], network: str = Config().export
+) -> list[dict[str, Any]]:
+    return [row[network] | {"iteration": row["iteration"]} for row in rows]
+
+
+def kept(looks: Sequence[dict[str, Any]], threshold: float = ViewAgreement().threshold) -> int:
+    """Index of the look that `adapt` would keep by default."""
+    chosen = ViewAgreement(threshold).choose(looks)
+    return [look["iteration"] for look in looks].index(chosen)
 
 
 def cell(values: Sequence[float]) -> str:
@@ -44,24 +58,34 @@ def cell(values: Sequence[float]) -> str:
     return f"{np.mean(values):.3f}{spread}"
 
 
-def stops(cells: Cells, setting: str) -> str:
-    """Base, each stop, last and best look, for every pair."""
-    lines = [
-        f"| pair | shift | seeds | base | {' | '.join(STOPS)} | last | best |",
-        "|---" * (6 + len(STOPS)) + "|",
-    ]
+def stops(cells: Cells, setting: str, network: str = Config().export) -> str:
+    """Base, what each criterion keeps, last and best look, for every pair."""
+    names = ["kept by agreement", *STOPS, "last", "best"]
+    lines = [f"| pair | shift | seeds | base | {' | '.join(names)} |", "|---" * 9 + "|"]
+    gains = []
     for pair in PAIRS:
-        if not (runs := [exported(rows) for rows in cells.get((pair.name, setting), [])]):
+        every = cells.get((pair.name, setting), [])
+        if not (runs := [exported(rows, network) for rows in every]):
             continue
         columns = [
+            [looks[kept(looks)]["ap"] for looks in runs],
             *([stopped(looks, *rule) for looks in runs] for rule in STOPS.values()),
             [looks[-1]["ap"] for looks in runs],
             [max(look["ap"] for look in looks) for looks in runs],
         ]
-        shown = " | ".join(map(cell, columns))
+        base = runs[0][0]["ap"]
+        if base > 0:
+            gains.append((pair.shift, [np.mean(column) / base - 1 for column in columns]))
         lines.append(
-            f"| {pair.name} | {pair.shift} | {len(runs)} | {runs[0][0]['ap']:.3f} | {shown} |"
+            f"| {pair.name} | {pair.shift} | {len(runs)} | {base:.3f} | "
+            f"{' | '.join(map(cell, columns))} |"
         )
+    for title, chosen in (
+        ("mean relative gain, shifted pairs", [g for shift, g in gains if shift != "none"]),
+        ("largest relative loss, all pairs", [g for _, g in gains]),
+    ):
+        figures = np.mean(chosen, 0) if title.startswith("mean") else np.min(chosen, 0)
+        lines.append(f"| **{title}** | | | | {' | '.join(f'{x:+.1%}' for x in figures)} |")
     return "\n".join(lines)
 
 
@@ -85,7 +109,7 @@ def curves(cells: Cells, file: Path) -> None:
     """After the paper's Fig. 2: one column a pair, mean over seeds."""
     named = [pair.name for pair in PAIRS if (pair.name, "default") in cells]
     figure, axes = plt.subplots(
-        len(CURVES), len(named), figsize=(2.4 * len(named), 7), sharex=True, squeeze=False
+        len(CURVES), len(named), figsize=(2.4 * len(named), 8.5), sharex=True, squeeze=False
     )
     for column, name in enumerate(named):
         runs = [exported(rows) for rows in cells[name, "default"]]
@@ -96,6 +120,8 @@ def curves(cells: Cells, file: Path) -> None:
             for metric, threshold in STOPS.values():
                 if metric == key:
                     axis.axhline(threshold, color="gray", linewidth=0.8, linestyle=":")
+            chosen = [runs[0][kept(looks)]["iteration"] for looks in runs]
+            axis.axvline(float(np.mean(chosen)), color="black", linewidth=0.8)
             if column == 0:
                 axis.set_ylabel(label)
         axes[0, column].set_title(name, fontsize=8)
@@ -111,7 +137,9 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, required=True)
     args = parser.parse_args()
     cells = read(args.cells)
-    print(stops(cells, "default"), settings(cells), sep="\n\n")
+    for network in ("teacher", "student"):
+        print(f"{network}:\n\n{stops(cells, 'default', network)}\n")
+    print(settings(cells))
     curves(cells, args.docs / "images" / "evidence.png")
 
 

@@ -13,7 +13,7 @@ from selfadapt._augment import augment
 from selfadapt._config import Config
 from selfadapt._errors import CheckpointError, ConfigError, ImageError
 from selfadapt._losses import l2_sp, masked_mean
-from selfadapt._monitors import Monitor, Validation
+from selfadapt._monitors import Monitor, Validation, ViewAgreement
 from selfadapt._network import copy_network, fingerprint, pick_device, select_parameters
 from selfadapt._reliability import RunningThreshold
 from selfadapt._teacher import make_teacher, update_teacher
@@ -188,12 +188,17 @@ class SelfAdaptation:
         Monitors such as `EmbeddingDrift()` look at what `validation` has measured.
 
         Raises:
-            ConfigError: `stop` is a monitor, and `validation` does not measure it.
+            ConfigError: `stop` is a monitor that `validation` does not measure, or ViewAgreement.
         """
         if validation is not None and not isinstance(validation, Validation):
             raise ConfigError(
                 f"validation is a {type(validation).__name__}: give Validation(adapter, "
                 "run.initial, images)."
+            )
+        if isinstance(stop, ViewAgreement):
+            raise ConfigError(
+                f"{stop!r} chooses among snapshots, and `fit` keeps none: use `adapt`, or stop by "
+                "EmbeddingDrift or FalseNegativeRate."
             )
         measured = [monitor.name for monitor in validation.monitors] if validation else []
         if isinstance(stop, Monitor) and stop.name not in measured:

@@ -44,7 +44,7 @@ class Adapter(ABC):
     """Largest side of a tile where the network takes any size; smaller images go in one piece."""
     channels_last: bool = False
     """Set where the network's layers take that memory format (no `view` of a map, for instance):
-    on a CPU its convolutions are then up to twice as fast."""
+    on a CPU a step is then 1.4 to 1.6 times as fast (docs/benchmarks.md)."""
     padding: Literal["symmetric", "reflect"] = "symmetric"
     """How an image is padded to a size that the network takes, in words of `numpy.pad`."""
 

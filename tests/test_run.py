@@ -551,6 +551,8 @@ def test_a_monitor_that_nothing_measures_is_refused(adapter):
     run = SelfAdaptation(adapter, config())
     with pytest.raises(ConfigError, match="would never stop"):
         run.fit(batches(2), stop=EmbeddingDrift())
+    with pytest.raises(ConfigError, match="chooses among snapshots"):
+        run.fit(batches(2), stop=ViewAgreement())
     blind = NoBottleneck()
     blind.model = adapter.model
     result = adapt(blind, IMAGES, config=config(), stop=None, progress=False)
