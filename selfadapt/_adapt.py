@@ -28,10 +28,9 @@ from selfadapt._monitors import (
     Monitor,
     Validation,
     ViewAgreement,
-    centre_crop,
 )
 from selfadapt._network import copy_network, is_finite
-from selfadapt._predict import predict
+from selfadapt._predict import centre_crop, predict
 from selfadapt._prepare import is_constant, prepare
 from selfadapt._rundir import Row, RunDirectory
 

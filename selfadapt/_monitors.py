@@ -15,7 +15,7 @@ from torch.nn import functional
 from selfadapt._adapter import no_decode
 from selfadapt._errors import ConfigError
 from selfadapt._matching import Matches, match
-from selfadapt._predict import Prediction, evaluating, predict
+from selfadapt._predict import Prediction, centre_crop, evaluating, predict
 from selfadapt._tiles import pad_far_side
 from selfadapt._views import view_votes
 
@@ -187,7 +187,8 @@ class ViewAgreement(Monitor):
 
     >>> agreement = ViewAgreement()
     >>> image, copy = np.array([[1, 1, 0, 2]]), np.array([[1, 1, 0, 0]])
-    >>> agreement.update(Prediction({}, None, image), Prediction({}, None, image, [image, copy]))
+    >>> pairs = [(image, image), (image, copy)]
+    >>> agreement.update(Prediction({}, None, image), Prediction({}, None, image, pairs))
     >>> agreement.compute()
     0.75
     """
@@ -217,9 +218,8 @@ class ViewAgreement(Monitor):
         self._matches = Matches()
 
     def update(self, initial: Prediction, current: Prediction) -> None:
-        for copied in current.moved:
-            assert current.instances is not None
-            self._matches += match(current.instances, copied, (self.iou,))[0]
+        for first, copied in current.copies:
+            self._matches += match(first, copied, (self.iou,))[0]
 
     def compute(self) -> float:
         ap = self._matches.ap
@@ -300,9 +300,3 @@ class Validation:
                 for name, vote in votes.items():
                     sums[name] += float(spec[name].doubt(vote)[0].mean()) / len(images)
         return {f"doubt_{name}": value for name, value in sums.items()}
-
-
-def centre_crop(image: Tensor, side: int) -> Tensor:
-    """At most `side` x `side` pixels from the middle of `[C, H, W]`."""
-    top, left = (max(size - side, 0) // 2 for size in image.shape[-2:])
-    return image[:, top : top + side, left : left + side]

@@ -17,6 +17,9 @@ from selfadapt._errors import OutputError
 from selfadapt._symmetry import Symmetry
 from selfadapt._tiles import resize_labels
 
+COPIED_SIDE = 256
+"""Largest side of the middle of an image of which flipped and turned copies are made."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -28,13 +31,14 @@ class Prediction:
             the adapter names no bottleneck.
         instances: int32 `[H, W]` at the scale of `decode`, 0 is background; None where the adapter
             cannot decode.
-        moved: instances that were found in flipped and turned copies, mapped back onto the image.
+        copies: pairs of instances: those of the middle of the image, and those found in a flipped
+            or turned copy of it, mapped back.
     """
 
     outputs: Mapping[str, Tensor]
     embedding: Tensor | None
     instances: NDArray[np.int32] | None
-    moved: Sequence[NDArray[np.int32]] = ()
+    copies: Sequence[tuple[NDArray[np.int32], NDArray[np.int32]]] = ()
 
 
 @torch.no_grad()
@@ -44,7 +48,7 @@ def predict(
     """Run `model` in eval mode on one prepared image `[C, H, W]` of any size.
 
     `model` is one of the adapter's networks (initial, student or teacher); its training mode is
-    restored afterwards. `symmetries` say how the copies for `Prediction.moved` are made.
+    restored afterwards. `symmetries` say which `Prediction.copies` are made.
     """
     image = image.to(next(model.parameters()).device)
     with evaluating(model), _pooled_bottlenecks(adapter.embedding_module(model)) as pooled:
@@ -53,14 +57,35 @@ def predict(
     if not adapter.can_decode:
         return Prediction(outputs, embedding, None)
     instances = adapter.decode(outputs)
-    moved = []
-    height, width = instances.shape
+    copies = _copies(adapter, model, image, instances, symmetries) if symmetries else ()
+    return Prediction(outputs, embedding, instances, copies)
+
+
+def _copies(
+    adapter: "Adapter",
+    model: nn.Module,
+    image: Tensor,
+    instances: NDArray[np.int32],
+    symmetries: Sequence[Symmetry],
+) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+    """See `Prediction.copies`; only the middle, since every copy is decoded, which takes time."""
+    middle = centre_crop(image, COPIED_SIDE).contiguous()
     with evaluating(model):
+        if middle.shape != image.shape:
+            instances = adapter.decode(adapter.forward_tiled(model, middle))
+        height, width = instances.shape
+        copies = []
         for g in symmetries:
-            copied = adapter.decode(adapter.forward_tiled(model, g.move(image).contiguous()))
-            back = g.inverse.move(torch.from_numpy(copied)).numpy()
-            moved.append(resize_labels(np.ascontiguousarray(back), (height, width)))
-    return Prediction(outputs, embedding, instances, moved)
+            found = adapter.decode(adapter.forward_tiled(model, g.move(middle).contiguous()))
+            back = g.inverse.move(torch.from_numpy(found)).contiguous().numpy()
+            copies.append((instances, resize_labels(back, (height, width))))
+    return copies
+
+
+def centre_crop(image: Tensor, side: int) -> Tensor:
+    """At most `side` x `side` pixels from the middle of `[C, H, W]`."""
+    top, left = (max(size - side, 0) // 2 for size in image.shape[-2:])
+    return image[:, top : top + side, left : left + side]
 
 
 @contextmanager
