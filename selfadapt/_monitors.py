@@ -195,7 +195,7 @@ class ViewAgreement(Monitor):
 
     name = "agreement"
 
-    def __init__(self, threshold: float = 0.01, *, iou: float = 0.5) -> None:
+    def __init__(self, threshold: float = 0.015, *, iou: float = 0.5) -> None:
         super().__init__(threshold)
         if not 0 < iou <= 1:
             raise ConfigError(f"iou={iou} is not allowed: it must be above 0 and at most 1.")
