@@ -47,9 +47,9 @@ def exported(
     return [row[network] | {"iteration": row["iteration"]} for row in rows]
 
 
-def kept(looks: Sequence[dict[str, Any]], threshold: float = ViewAgreement().threshold) -> int:
+def kept(looks: Sequence[dict[str, Any]]) -> int:
     """Index of the look that `adapt` would keep by default."""
-    chosen = ViewAgreement(threshold).choose(looks)
+    chosen = ViewAgreement().choose(looks)
     return [look["iteration"] for look in looks].index(chosen)
 
 

@@ -23,12 +23,7 @@ from selfadapt._config import Config
 from selfadapt._crops import Crops
 from selfadapt._errors import CheckpointError, ConfigError, ImageError
 from selfadapt._images import LazyImage, open_images, refuse_masks
-from selfadapt._monitors import (
-    EmbeddingDrift,
-    Monitor,
-    Validation,
-    ViewAgreement,
-)
+from selfadapt._monitors import Monitor, Validation, ViewAgreement, usual_criterion
 from selfadapt._network import copy_network, is_finite
 from selfadapt._predict import centre_crop, predict
 from selfadapt._prepare import is_constant, prepare
@@ -131,7 +126,7 @@ def adapt(
     if not isinstance(config, Config):
         raise ConfigError(f"config is a {type(config).__name__}: give Config(...).")
     if stop == "auto":
-        stop = ViewAgreement() if adapter.can_decode else EmbeddingDrift()
+        stop = usual_criterion(adapter)()
     if stop is not None and (isinstance(stop, type) or not callable(stop)):
         raise ConfigError(
             f"stop={stop!r} is not allowed: give ViewAgreement(), EmbeddingDrift(), "

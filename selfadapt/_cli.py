@@ -25,7 +25,13 @@ from selfadapt._demo import run_demo
 from selfadapt._errors import CheckpointError, ConfigError, ImageError, SelfAdaptError
 from selfadapt._images import LazyImage, open_images, refuse_masks
 from selfadapt._matching import Matches, match
-from selfadapt._monitors import EmbeddingDrift, FalseNegativeRate, Monitor, ViewAgreement
+from selfadapt._monitors import (
+    EmbeddingDrift,
+    FalseNegativeRate,
+    Monitor,
+    ViewAgreement,
+    usual_criterion,
+)
 from selfadapt._network import pick_device
 from selfadapt._registry import adapters, load_adapter
 from selfadapt._report import write_report
@@ -217,9 +223,8 @@ def _adapt(words: Sequence[str]) -> None:
 def _criterion(adapter: Adapter, stop: str, tau: float | None) -> Monitor | None:
     if stop == "none":
         return None
-    if stop == "auto":
-        stop = "agreement" if adapter.can_decode else "embedding"
     kinds: dict[str, Callable[..., Monitor]] = {
+        "auto": usual_criterion(adapter),
         "agreement": ViewAgreement,
         "embedding": EmbeddingDrift,
         "fn": FalseNegativeRate,

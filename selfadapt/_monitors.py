@@ -126,7 +126,20 @@ class EmbeddingDrift(Monitor):
         return float(np.mean(self._distances)) if self._distances else math.nan
 
 
-class FalseNegativeRate(Monitor):
+class _InstanceMonitor(Monitor):
+    """A monitor that matches instances at one IoU, with counts pooled over the images."""
+
+    def __init__(self, threshold: float, iou: float) -> None:
+        super().__init__(threshold)
+        if not 0 < iou <= 1:
+            raise ConfigError(f"iou={iou} is not allowed: it must be above 0 and at most 1.")
+        self.iou = iou
+
+    def reset(self) -> None:
+        self._matches = Matches()
+
+
+class FalseNegativeRate(_InstanceMonitor):
     """FN rate, Eq. 3: share of the initial model's instances that the current model misses.
 
     Counts are pooled over the images. An instance is detected if it is matched one to one.
@@ -145,10 +158,7 @@ class FalseNegativeRate(Monitor):
     name = "fn_rate"
 
     def __init__(self, threshold: float = 0.05, *, iou: float = 0.5) -> None:
-        super().__init__(threshold)
-        if not 0 < iou <= 1:
-            raise ConfigError(f"iou={iou} is not allowed: it must be above 0 and at most 1.")
-        self.iou = iou
+        super().__init__(threshold, iou)
 
     def check(self, adapter: "Adapter", initial: Sequence[Prediction]) -> None:
         if not adapter.can_decode:
@@ -160,9 +170,6 @@ class FalseNegativeRate(Monitor):
                 "EmbeddingDrift (shell: --stop embedding)."
             )
 
-    def reset(self) -> None:
-        self._matches = Matches()
-
     def update(self, initial: Prediction, current: Prediction) -> None:
         if initial.instances is None or current.instances is None:
             return
@@ -172,7 +179,7 @@ class FalseNegativeRate(Monitor):
         return self._matches.fn_rate
 
 
-class ViewAgreement(Monitor):
+class ViewAgreement(_InstanceMonitor):
     """How far a model finds the same instances in an image and in flipped and turned copies of it.
 
     AP of the instances in the copies, mapped back, against those in the image itself; counts are
@@ -196,10 +203,7 @@ class ViewAgreement(Monitor):
     name = "agreement"
 
     def __init__(self, threshold: float = 0.015, *, iou: float = 0.5) -> None:
-        super().__init__(threshold)
-        if not 0 < iou <= 1:
-            raise ConfigError(f"iou={iou} is not allowed: it must be above 0 and at most 1.")
-        self.iou = iou
+        super().__init__(threshold, iou)
 
     def __call__(self, run: "SelfAdaptation", info: Mapping[str, float]) -> bool:
         return False
@@ -214,9 +218,6 @@ class ViewAgreement(Monitor):
         if not adapter.can_decode:
             raise no_decode(adapter)
 
-    def reset(self) -> None:
-        self._matches = Matches()
-
     def update(self, initial: Prediction, current: Prediction) -> None:
         for first, copied in current.copies:
             self._matches += match(first, copied, (self.iou,))[0]
@@ -224,6 +225,11 @@ class ViewAgreement(Monitor):
     def compute(self) -> float:
         ap = self._matches.ap
         return 0.0 if math.isnan(ap) else ap
+
+
+def usual_criterion(adapter: "Adapter") -> type[ViewAgreement] | type[EmbeddingDrift]:
+    """What "auto" stands for: agreement, or drift where no instances can be decoded."""
+    return ViewAgreement if adapter.can_decode else EmbeddingDrift
 
 
 def _count(prediction: Prediction) -> int:
