@@ -32,19 +32,21 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "no L2-SP": {"l2sp": 0.0},
     "no augmentation": {"strength": 0.0},
     # settings
-    "learning rate 3e-5": {"learning_rate": 3e-5},
-    "learning rate 3e-4": {"learning_rate": 3e-4},
+    "learning rate 1e-4": {"learning_rate": 1e-4},
+    "learning rate 4e-4": {"learning_rate": 4e-4},
     "8 views": {"views": 8},
     "half the augmentation": {"strength": 0.5},
     "hard targets": {"targets": "hard"},
     "batch norm of the batch": {"batch_norm": "batch"},
     "L2-SP 1e-2": {"l2sp": 1e-2},
+    "400 iterations": {"iterations": 400},
     # torch-em's mean teacher: no masks, one view, no anchor, statistics of the batch
     "mean teacher": {"views": 1, "mask": False, "l2sp": 0.0, "batch_norm": "batch"},
 }
 BASELINES = ("TTA alone", "AdaBN", "TENT")
 SOURCES = ("fluo360", "fluo520")
 TRAINING_STEPS = {"stardist": 1500, "cellpose": 800}
+TUNING_STEPS = 300
 LOOK_SIDE = 256
 """Held-out images are cut to that for the looks, to save time."""
 NETWORKS = ("teacher", "student")
@@ -94,13 +96,19 @@ def baseline(name: str, prepared: Task, config: Config) -> list[dict[str, Any]] 
 
 
 def networks_for(pairs: list[Pair], shared: Path, folder: Path) -> None:
-    """Train the source networks that are not there yet."""
+    """Train the source networks that are not there yet, and fine-tune those that are to be."""
     folder.mkdir(parents=True, exist_ok=True)
-    for family in sorted({pair.family for pair in pairs} & set(TRAINING_STEPS)):
+    trained = [pair for pair in pairs if pair.family in TRAINING_STEPS]
+    for family in sorted({pair.family for pair in trained}):
         if not (folder / family).exists():
             domains = [load(shared, name) for name in SOURCES]
             network = train(family, domains, 0, steps=TRAINING_STEPS[family])
             FAMILIES[family].save(network, folder / family)
+    for pair in trained:
+        if pair.tuned and not (folder / pair.network).exists():
+            domains = [load(shared, pair.target)]
+            network = train(pair.family, domains, 0, steps=TUNING_STEPS, start=folder / pair.family)
+            FAMILIES[pair.family].save(network, folder / pair.network)
 
 
 def main() -> None:

@@ -25,15 +25,25 @@ PHOTONS = 20
 
 @dataclass(frozen=True)
 class Pair:
-    """A family's network and a target; `shift` is none, slight or strong."""
+    """A family's network and a target; `shift` is none, slight or strong.
+
+    `tuned`: the network was fine-tuned, with labels, on the images that are adapted to.
+    """
 
     family: str
     target: str
     shift: str
+    tuned: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.family} to {self.target}"
+        source = f"{self.family} ({self.target})" if self.tuned else self.family
+        return f"{source} to {self.target}"
+
+    @property
+    def network(self) -> str:
+        """Name of the file or folder of its weights."""
+        return f"{self.family}-{self.target}" if self.tuned else self.family
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,9 @@ PAIRS = [
     Pair("broad", "photons", "strong"),
     Pair("broad", "he", "strong"),
     Pair("stardist", "usiigaci_phase", "strong"),
+    Pair("stardist", "fluo256", "none", tuned=True),
+    Pair("stardist", "he", "none", tuned=True),
+    Pair("cellpose", "he", "none", tuned=True),
 ]
 
 
@@ -69,21 +82,21 @@ def smp(target: str, _: Path, __: Path) -> Adapter:
     return SmpAdapter.from_pretrained("demo", gray=_gray(target))
 
 
-def stardist(target: str, networks: Path, _: Path) -> Adapter:
+def stardist(target: str, network: Path, _: Path) -> Adapter:
     """Trained by `sources.py` on fluo360 and fluo520."""
     from selfadapt_stardist import StardistAdapter
 
     scale = DIAMETER / DIAMETERS[target]
-    return StardistAdapter(networks / "stardist", scale=scale, gray=_gray(target))
+    return StardistAdapter(network, scale=scale, gray=_gray(target))
 
 
-def cellpose(target: str, networks: Path, _: Path) -> Adapter:
+def cellpose(target: str, network: Path, _: Path) -> Adapter:
     """Trained by `sources.py` on fluo360 and fluo520."""
     from selfadapt_cellpose import CellposeAdapter
 
     colour: dict[str, Any] = {"channels": (0, 0), "invert": True} if target == "he" else {}
     diameter = DIAMETERS[target]
-    return CellposeAdapter(networks / "cellpose", diameter=diameter, resample=False, **colour)
+    return CellposeAdapter(network, diameter=diameter, resample=False, **colour)
 
 
 def broad(target: str, _: Path, shared: Path) -> Adapter:
@@ -129,7 +142,7 @@ def task(pair: Pair, networks: Path, shared: Path) -> Task:
     sources = open_images([image for image, _ in train], channel_axis=0)
     kept_back = max(2, len(sources) // 4)
     return Task(
-        FAMILIES[pair.family](pair.target, networks, shared),
+        FAMILIES[pair.family](pair.target, networks / pair.network, shared),
         sources[kept_back:],
         sources[:kept_back],
         [middle(image, labels) for image, labels in test[:SCORED]],

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from selfadapt import normalize_percentile, open_images, to_gray
 
-CROP, BATCH, RATE = 128, 8, 2e-3
+CROP, BATCH, RATE, TUNING_RATE = 128, 8, 2e-3, 5e-4
 DIAMETERS = {
     "fluo256": 14, "fluo360": 47, "fluo520": 28, "he": 21, "usiigaci_phase": 47, "photons": 28
 }  # fmt: skip
@@ -80,6 +80,8 @@ class Family(Protocol):
 
     def save(self, network: nn.Module, path: Path) -> None: ...
 
+    def load(self, path: Path) -> nn.Module: ...
+
 
 class StarDistFamily:
     """A StarDist network of a quarter of the official parameters."""
@@ -110,6 +112,11 @@ class StarDistFamily:
         from selfadapt_stardist import StardistAdapter
 
         StardistAdapter(network.eval()).save(path)
+
+    def load(self, path: Path) -> nn.Module:
+        from selfadapt_stardist import StardistAdapter
+
+        return StardistAdapter(path).model
 
 
 class CellposeFamily:
@@ -142,6 +149,11 @@ class CellposeFamily:
     def save(self, network: nn.Module, path: Path) -> None:
         torch.save(network.state_dict(), path)
 
+    def load(self, path: Path) -> nn.Module:
+        network = self.build()
+        network.load_state_dict(torch.load(path))
+        return network
+
 
 FAMILIES: dict[str, Family] = {"stardist": StarDistFamily(), "cellpose": CellposeFamily()}
 
@@ -164,18 +176,28 @@ def crop(pair: tuple[Array, Array], diameter: float, rng: np.random.Generator) -
 
 
 def train(
-    family: str, domains: Sequence[Domain], seed: int, *, steps: int, device: str = "cpu"
+    family: str,
+    domains: Sequence[Domain],
+    seed: int,
+    *,
+    steps: int,
+    start: Path | None = None,
+    device: str = "cpu",
 ) -> nn.Module:
-    """A network of the family, trained on the training images of the domains."""
+    """A network of the family, trained on the training images of the domains.
+
+    `start`: a network that was saved before, to be fine-tuned.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     kind = FAMILIES[family]
     pools = [[(gray(i, d.name)[0], labels) for i, labels in d.train] for d in domains]
     diameters = [DIAMETERS[domain.name] for domain in domains]
-    network = kind.build().to(device).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
-    start = time.time()
+    network = (kind.load(start) if start else kind.build()).to(device).train()
+    rate = TUNING_RATE if start else RATE
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+    began = time.time()
     for step in range(steps):
         crops = []
         for k in rng.integers(len(pools), size=BATCH):
@@ -188,7 +210,7 @@ def train(
         optimizer.step()
         schedule.step()
         if step % 100 == 0:
-            print(f"step {step} loss {loss.item():.4f} {time.time() - start:.0f} s", flush=True)
+            print(f"step {step} loss {loss.item():.4f} {time.time() - began:.0f} s", flush=True)
     return network.eval()
 
 

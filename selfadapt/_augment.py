@@ -1,4 +1,4 @@
-"""Strong augmentation of the student's input: intensity, contrast, blur, noise. No geometry.
+"""Strong augmentation of the student's input: intensity, contrast, sharpness, noise. No geometry.
 
 The usual libraries clamp to [0, 1], take one or three channels only, draw one set of parameters
 per batch or take no generator; normalised microscopy images need none of that.
@@ -16,9 +16,11 @@ from selfadapt._config import Config
 def augment(images: Tensor, config: Config, generator: Generator) -> Tensor:
     """Strongly augmented copy of `images`, float `[B, C, H, W]`, C any number.
 
-    Every sample draws its own parameters; all its channels share contrast and blur, and each
-    has its own shift. As in a microscope, noise comes last: the copy has 1 to 1 + `noise` times
-    the noise that its sample has, blurred or not. One setting thus serves clean and noisy images.
+    Every sample draws its own parameters; all its channels share contrast and sharpness, and each
+    has its own shift. As many copies are sharpened as are blurred: from blurred ones alone a
+    student learns to see more in everything. As in a microscope, noise comes last: the copy has 1
+    to 1 + `noise` times the noise that its sample has, blurred or not (or what sharpening gave it,
+    if that is more, up to twice). One setting thus serves clean and noisy images.
     Shifts are measured in the standard deviation of the whole batch, per channel, so that one
     setting serves images of any scale; an empty channel stays empty. Values are not clamped.
     """
@@ -28,7 +30,7 @@ def augment(images: Tensor, config: Config, generator: Generator) -> Tensor:
         return torch.rand(shape, generator=generator, device=images.device, dtype=images.dtype)
 
     unit = config.strength * images.std((0, 2, 3), keepdim=True)
-    out = _blur(images, config.strength * config.blur, uniform(batch))
+    out = _refocus(images, config.strength * config.blur, 2 * uniform(batch) - 1)
     mean = out.mean((2, 3), keepdim=True)
     gain = 1 + config.strength * config.contrast * (2 * uniform(batch, 1, 1, 1) - 1)
     shift = unit * config.brightness * (2 * uniform(batch, channels, 1, 1) - 1)
@@ -51,14 +53,17 @@ def noise_level(images: Tensor) -> Tensor:
     return (response * math.sqrt(math.pi / 2) / 6).view(*images.shape[:2], 1, 1)
 
 
-def _blur(images: Tensor, largest: float, share: Tensor) -> Tensor:
-    """Gaussian blur, sigma of sample b = largest * share[b] pixels, edges replicated."""
+def _refocus(images: Tensor, largest: float, amount: Tensor) -> Tensor:
+    """Blur (`amount[b]` > 0) or sharpen sample b, by a Gaussian of largest * |amount[b]| pixels.
+
+    Sharpening adds what blurring would take away. Edges are replicated.
+    """
     radius = math.ceil(2 * largest)
     if radius == 0:
         return images
     batch, channels, height, width = images.shape
     offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
-    sigma = (largest * share).clamp(min=1e-3).view(-1, 1)
+    sigma = (largest * amount.abs()).clamp(min=1e-3).view(-1, 1)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)
     folded = images.reshape(1, batch * channels, height, width)
@@ -66,4 +71,5 @@ def _blur(images: Tensor, largest: float, share: Tensor) -> Tensor:
                        ((-1, 1, 1, 2 * radius + 1), (radius, radius, 0, 0))):  # fmt: skip
         folded = functional.pad(folded, pad, mode="replicate")
         folded = functional.conv2d(folded, kernel.view(shape), groups=batch * channels)
-    return folded.view_as(images)
+    blurred = folded.view_as(images)
+    return images + amount.sign().view(-1, 1, 1, 1) * (blurred - images)

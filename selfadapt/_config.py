@@ -46,7 +46,8 @@ class Config:
             student augmentation.
         brightness: largest shift, in standard deviations of the batch, per channel.
         contrast: largest relative change of contrast about the sample's mean, below 1.
-        blur: largest standard deviation of the Gaussian blur, in pixels.
+        blur: largest standard deviation, in pixels, of the Gaussian by which a sample is blurred
+            or, as often, sharpened.
         noise: largest rise of the noise, relative to that of the sample itself (1: twice as much).
         export: which weights are monitored, kept and returned, the "student"'s or the "teacher"'s.
         validate_every: steps between two looks at the held-out images.
@@ -65,10 +66,10 @@ class Config:
     """
 
     iterations: int = 200
-    batch_size: int = 8
+    batch_size: int = 4
     accumulate: int = 1
     crop: int = 128
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-4
     warmup: float = 0.05
     weight_decay: float = 1e-3
     gradient_clip: float | None = None
@@ -91,8 +92,8 @@ class Config:
     blur: float = 1.0
     noise: float = 1.0
     export: Literal["student", "teacher"] = "teacher"
-    validate_every: int = 25
-    validation_share: float = 0.1
+    validate_every: int = 50
+    validation_share: float = 0.25
     validation_images: int = 12
     validation_size: int = 512
     seed: int = 0

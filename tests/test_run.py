@@ -67,7 +67,8 @@ def test_adapt_changes_a_copy_and_fills_the_folder(adapter, tmp_path):
     for figure in ("fn_rate", "d_emb", "instances", "doubt_flow", "doubt_cellprob"):
         assert all(np.isfinite(row[figure]) for row in looked)
     assert looked[0]["d_emb"] == looked[0]["fn_rate"] == 0
-    assert write_report(tmp_path / "run").read_text().count("<img") == 2
+    report = write_report(tmp_path / "run").read_text()
+    assert report.count("<img") == 3  # curves, two held-out images
     reference = SmallAdapter()
     reference.model.load_state_dict(torch.load(tmp_path / "run" / "model"))
     np.testing.assert_array_equal(
