@@ -1,9 +1,8 @@
 """What selfadapt is compared with in `evidence.py`, on the same networks and images.
 
-`tta`: no adaptation, the mean over flips and quarter turns. `adabn`: batch-norm statistics of the
-target images. `tent`: entropy minimisation of the normalisation layers' scale and shift (Wang et
-al. 2021, per pixel; regression heads have no entropy). Mean teacher is a setting of ours, see
-`evidence.py`.
+`tta`: no adaptation, the mean over flips and quarter turns. `tent`: entropy minimisation of the
+normalisation layers' scale and shift (Wang et al. 2021, per pixel; regression heads have no
+entropy). AdaBN is part of selfadapt, and mean teacher a setting of it, see `evidence.py`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -43,25 +42,6 @@ def tta(adapter: Adapter) -> Adapter:
     averaged = adapter.with_model(adapter.model)
     averaged.__class__ = Averaged
     return averaged
-
-
-def has_batch_norm(model: nn.Module) -> bool:
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-
-
-@torch.no_grad()
-def adabn(adapter: Adapter, batches: Iterable[Tensor]) -> Adapter:
-    """Batch-norm statistics averaged over batches of the target."""
-    model = copy_network(adapter.model, torch.device("cpu"))
-    model.eval()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.reset_running_stats()
-            module.momentum = None  # the plain mean over batches
-            module.train()
-    for images in batches:
-        adapter.forward(model, images)
-    return adapter.with_model(model.eval())
 
 
 def tent(adapter: Adapter, batches: Iterable[Tensor], config: Config) -> Adapter:

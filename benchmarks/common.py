@@ -48,13 +48,13 @@ def looks_of_run(
     return looks
 
 
-def stopped(looks: Sequence[dict[str, Any]], name: str, threshold: float) -> float:
-    """AP of the last look before the criterion trips."""
-    kept = looks[0]["ap"]
+def stopped(looks: Sequence[dict[str, Any]], name: str, threshold: float, key: str = "ap") -> float:
+    """AP, or another figure, of the last look before the criterion trips."""
+    kept = looks[0][key]
     for look in looks[1:]:
         if look[name] > threshold:
             break
-        kept = look["ap"]
+        kept = look[key]
     return float(kept)
 
 

@@ -17,12 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from baselines import adabn, has_batch_norm, tent, tta
+from baselines import tent, tta
 from common import score
 from pairs import PAIRS, Pair, Task, task
 from sources import FAMILIES, load, train
 
-from selfadapt import Adapter, Config, Crops, SelfAdaptation, Validation, prepare
+from selfadapt import (
+    Adapter,
+    Config,
+    Crops,
+    SelfAdaptation,
+    Validation,
+    ViewAgreement,
+    adabn,
+    prepare,
+)
+from selfadapt._adapt import first_look
+from selfadapt._batch_norm import batch_norms
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -37,6 +48,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "8 views": {"views": 8},
     "half the augmentation": {"strength": 0.5},
     "hard targets": {"targets": "hard"},
+    "batch norm of the source": {"batch_norm": "source"},
+    "batch norm of the target": {"batch_norm": "target"},
     "batch norm of the batch": {"batch_norm": "batch"},
     "L2-SP 1e-2": {"l2sp": 1e-2},
     "400 iterations": {"iterations": 400},
@@ -61,7 +74,7 @@ def trajectory(prepared: Task, config: Config) -> list[dict[str, Any]]:
         adapter, run.initial, [image[:, :LOOK_SIDE, :LOOK_SIDE] for image in held_out]
     )
     crops = Crops(adapter, prepared.images, config)
-    first = looks(run.initial) | scores(adapter, prepared)
+    first = first_look(run, crops, looks, ViewAgreement()) | scores(adapter, prepared)
     rows: list[dict[str, Any]] = [{"iteration": 0} | dict.fromkeys(NETWORKS, first)]
     for info in run.iterate(crops.batches(0, config.iterations)):
         if run.look_due:
@@ -85,10 +98,12 @@ def baseline(name: str, prepared: Task, config: Config) -> list[dict[str, Any]] 
     batches = Crops(adapter, prepared.images, config).batches(0, config.iterations)
     if name == "TTA alone":
         after = tta(adapter)
-    elif not has_batch_norm(adapter.model):
+    elif not batch_norms(adapter.model):
         return None
+    elif name == "AdaBN":
+        after = adapter.with_model(adabn(adapter, batches))
     else:
-        after = adabn(adapter, batches) if name == "AdaBN" else tent(adapter, batches, config)
+        after = tent(adapter, batches, config)
     return [
         {"iteration": at, "teacher": scores(each, prepared)}
         for at, each in ((0, adapter), (config.iterations, after))

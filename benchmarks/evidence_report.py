@@ -2,33 +2,42 @@
 
     python benchmarks/evidence_report.py --cells benchmarks/results/evidence.jsonl --docs docs
 
-Writes `docs/images/evidence.png` and prints the tables of `docs/evidence.md`, all of the exported
-network (`Config.export`) unless said otherwise.
+Writes `docs/images/evidence.png` and `docs/images/gain.png`, and prints the tables of
+`docs/evidence.md`, all of the exported network (`Config.export`) unless said otherwise.
 """
 
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from common import stopped
+from evidence import BASELINES, NETWORKS, SETTINGS
 from pairs import PAIRS
 
 from selfadapt import Config, ViewAgreement
 
-Cells = dict[tuple[str, str], list[list[dict[str, Any]]]]
+Look = dict[str, Any]
+Cells = dict[tuple[str, str], list[list[Look]]]
 """Looks of each seed, by pair and setting."""
+EXPORT = Config().export
 STOPS = {"stop D_emb": ("d_emb", 0.5), "stop FN": ("fn_rate", 0.05)}
+THRESHOLDS = (0.001, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05)
+HARM, GAIN = 0.01, 0.05
+"""Relative AP: what counts as harm, and from what on a pair has something to gain."""
+SHIFT = {pair.name: pair.shift for pair in PAIRS}
 CURVES = {
     "ap": "AP",
     "agreement": "agreement",
     "d_emb": "D_emb",
     "fn_rate": "FN rate",
     "instances": "instances / initial",
+    "doubt": "doubt / initial",
 }
 
 
@@ -41,16 +50,14 @@ def read(file: Path) -> Cells:
     return cells
 
 
-def exported(
-    rows: Sequence[dict[str, Any]], network: str = Config().export
-) -> list[dict[str, Any]]:
+def looks(rows: Sequence[Look], network: str = EXPORT) -> list[Look]:
     return [row[network] | {"iteration": row["iteration"]} for row in rows]
 
 
-def kept(looks: Sequence[dict[str, Any]]) -> int:
-    """Index of the look that `adapt` would keep by default."""
-    chosen = ViewAgreement().choose(looks)
-    return [look["iteration"] for look in looks].index(chosen)
+def kept(run: Sequence[Look], threshold: float = ViewAgreement().threshold) -> Look:
+    """The look that `adapt` keeps."""
+    chosen = ViewAgreement(threshold).choose(run)
+    return next(look for look in run if look["iteration"] == chosen)
 
 
 def cell(values: Sequence[float]) -> str:
@@ -58,77 +65,216 @@ def cell(values: Sequence[float]) -> str:
     return f"{np.mean(values):.3f}{spread}"
 
 
-def stops(cells: Cells, setting: str, network: str = Config().export) -> str:
-    """Base, what each criterion keeps, last and best look, for every pair."""
-    names = ["kept by agreement", *STOPS, "last", "best"]
-    lines = [f"| pair | shift | seeds | base | {' | '.join(names)} |", "|---" * 9 + "|"]
-    gains = []
-    for pair in PAIRS:
-        every = cells.get((pair.name, setting), [])
-        if not (runs := [exported(rows, network) for rows in every]):
-            continue
-        columns = [
-            [looks[kept(looks)]["ap"] for looks in runs],
-            *([stopped(looks, *rule) for looks in runs] for rule in STOPS.values()),
-            [looks[-1]["ap"] for looks in runs],
-            [max(look["ap"] for look in looks) for looks in runs],
-        ]
-        base = runs[0][0]["ap"]
-        if base > 0:
-            gains.append((pair.shift, [np.mean(column) / base - 1 for column in columns]))
-        lines.append(
-            f"| {pair.name} | {pair.shift} | {len(runs)} | {base:.3f} | "
-            f"{' | '.join(map(cell, columns))} |"
-        )
-    for title, chosen in (
-        ("mean relative gain, shifted pairs", [g for shift, g in gains if shift != "none"]),
-        ("largest relative loss, all pairs", [g for _, g in gains]),
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def measured(cells: Cells, setting: str = "default") -> dict[str, list[list[Look]]]:
+    """Seeds of every pair that was run and whose base finds anything."""
+    found = {pair.name: cells.get((pair.name, setting), []) for pair in PAIRS}
+    return {n: runs for n, runs in found.items() if runs and base(runs) > 0}
+
+
+def base(runs: Sequence[Sequence[Look]]) -> float:
+    return float(runs[0][0]["teacher"]["ap"])
+
+
+def gain(
+    runs: Sequence[Sequence[Look]], pick: Callable[[list[Look]], float], network: str
+) -> float:
+    """Relative change of AP, mean of seeds."""
+    return float(np.mean([pick(looks(rows, network)) for rows in runs])) / base(runs) - 1
+
+
+CHOICES: dict[str, Callable[[list[Look]], float]] = {
+    "kept by agreement": lambda run: kept(run)["ap"],
+    **{name: lambda run, rule=rule: stopped(run, *rule) for name, rule in STOPS.items()},
+    "last": lambda run: run[-1]["ap"],
+    "best": lambda run: max(look["ap"] for look in run),
+}
+
+
+def stops(cells: Cells, network: str) -> str:
+    """Base, what each criterion keeps, last and best look, for every pair (Table 1 in kind)."""
+    pairs = measured(cells)
+    rows = []
+    for name, runs in pairs.items():
+        values = [[pick(looks(rows, network)) for rows in runs] for pick in CHOICES.values()]
+        figures = [cell(each) for each in values]
+        rows.append([name, SHIFT[name], str(len(runs)), f"{base(runs):.3f}", *figures])
+    gains = {
+        name: np.array([gain(runs, pick, network) for pick in CHOICES.values()])
+        for name, runs in pairs.items()
+    }
+    shifted = [g for name, g in gains.items() if SHIFT[name] != "none"]
+    able = [g / g[-1] for g in gains.values() if g[-1] > GAIN]
+    for title, figures in (
+        ("mean relative gain, shifted pairs", np.mean(shifted, 0)),
+        ("median relative gain, shifted pairs", np.median(shifted, 0)),
+        ("largest relative loss, all pairs", np.min(list(gains.values()), 0)),
+        (f"share of the best look's gain, {len(able)} pairs that can gain 5 %", np.mean(able, 0)),
     ):
-        figures = np.mean(chosen, 0) if title.startswith("mean") else np.min(chosen, 0)
-        lines.append(f"| **{title}** | | | | {' | '.join(f'{x:+.1%}' for x in figures)} |")
-    return "\n".join(lines)
+        rows.append([f"**{title}**", "", "", "", *(f"{x:+.1%}" for x in figures)])
+    return table(["pair", "shift", "seeds", "base", *CHOICES], rows)
+
+
+def compared(cells: Cells) -> str:
+    """The default beside baselines, which have no criterion: their last look."""
+    names = [*BASELINES, "mean teacher"]
+    rows, gains = [], defaultdict(list)
+    for pair, runs in measured(cells).items():
+        default = gain(runs, CHOICES["kept by agreement"], EXPORT)
+        row = [pair, f"{base(runs):.3f}", f"{base(runs) * (1 + default):.3f}"]
+        for name in names:
+            if others := cells.get((pair, name), []):
+                relative = gain(others, CHOICES["last"], "teacher")
+                gains[name].append((pair, relative, default))
+            row.append(f"{base(runs) * (1 + relative):.3f}" if others else "")
+        rows.append(row)
+    for title, column, shifted_only, how in (
+        ("mean relative gain, shifted pairs", 1, True, np.mean),
+        ("the default's on the same pairs", 2, True, np.mean),
+        ("median relative gain, shifted pairs", 1, True, np.median),
+        ("the default's on the same pairs", 2, True, np.median),
+        ("largest relative loss, all pairs", 1, False, np.min),
+        ("the default's on the same pairs", 2, False, np.min),
+    ):
+        figures = []
+        for name in names:
+            chosen = [g for g in gains[name] if SHIFT[g[0]] != "none" or not shifted_only]
+            figures.append(f"{how([g[column] for g in chosen]):+.1%}" if chosen else "")
+        rows.append([f"**{title}**", "", "", *figures])
+    return table(["pair", "base", "default, kept", *names], rows)
 
 
 def settings(cells: Cells) -> str:
-    """AP after the last iteration, by setting and pair."""
-    named = [pair.name for pair in PAIRS if any(name == pair.name for name, _ in cells)]
-    lines = [f"| setting | {' | '.join(named)} |", "|---" * (1 + len(named)) + "|"]
-    base = [cells[name, "default"][0][0]["teacher"]["ap"] for name in named]
-    lines.append("| no adaptation | " + " | ".join(f"{ap:.3f}" for ap in base) + " |")
-    for setting in dict.fromkeys(setting for _, setting in cells):
-        shown = []
-        for name in named:
-            runs = cells.get((name, setting), [])
-            network = Config().export if runs and Config().export in runs[0][-1] else "teacher"
-            shown.append(cell([rows[-1][network]["ap"] for rows in runs]) if runs else "")
-        lines.append(f"| {setting} | {' | '.join(shown)} |")
-    return "\n".join(lines)
+    """AP kept by agreement and, behind the slash, after the last iteration."""
+    chosen = [n for n in SETTINGS if any(s == n for _, s in cells)]
+    pairs = [n for n in measured(cells) if sum((n, s) in cells for s in chosen) > 2]
+    rows = [["no adaptation", *(f"{base(cells[n, 'default']):.3f}" for n in pairs)]]
+    exports = [(name, EXPORT) for name in chosen]
+    exports.insert(1, ("default, student exported", "student"))
+    for name, network in exports:
+        row = [name]
+        for pair in pairs:
+            runs = cells.get((pair, name.split(",")[0]), [])[:1]  # the seed that all have
+            run = [looks(rows, network) for rows in runs]
+            row.append("".join(f"{kept(r)['ap']:.3f} / {r[-1]['ap']:.3f}" for r in run))
+        rows.append(row)
+    return table(["setting", *pairs], rows)
+
+
+def left_out(cells: Cells) -> str:
+    """Which network to export and which threshold, chosen on the other pairs only.
+
+    Chosen is the largest mean gain over shifted pairs among those without harm, or, where all
+    harm, the smallest harm. Gains are cut at +100 % so that one pair does not decide alone.
+    """
+    pairs = measured(cells)
+    options = list(product(NETWORKS, THRESHOLDS))
+    gains = {
+        name: [
+            gain(runs, lambda run, t=threshold: kept(run, t)["ap"], network)
+            for network, threshold in options
+        ]
+        for name, runs in pairs.items()
+    }
+
+    def best(names: Sequence[str]) -> int:
+        worst = np.min([gains[n] for n in names], 0)
+        means = np.mean([np.minimum(gains[n], 1) for n in names if SHIFT[n] != "none"], 0)
+        harmless = worst >= -HARM
+        return int(np.argmax(np.where(harmless, means, worst - 10)))
+
+    rows, results = [], {}
+    for name in pairs:
+        option = best([other for other in pairs if other != name])
+        results[name] = gains[name][option]
+        network, threshold = options[option]
+        rows.append([name, network, f"{threshold}", f"{results[name]:+.1%}"])
+    network, threshold = options[best(list(pairs))]
+    shifted = [g for name, g in results.items() if SHIFT[name] != "none"]
+    rows.append(["**all pairs**", f"**{network}**", f"**{threshold}**", ""])
+    rows.append(["**mean, shifted pairs**", "", "", f"{np.mean(shifted):+.1%}"])
+    rows.append(["**largest loss**", "", "", f"{min(results.values()):+.1%}"])
+    return table(["left out", "export", "threshold", "its gain"], rows)
+
+
+def thresholds(cells: Cells) -> str:
+    """Mean gain over shifted pairs and largest loss, by export and threshold."""
+    pairs = measured(cells)
+    rows = []
+    for network in NETWORKS:
+        row = [network]
+        for threshold in THRESHOLDS:
+            gains = {
+                name: gain(runs, lambda run, t=threshold: kept(run, t)["ap"], network)
+                for name, runs in pairs.items()
+            }
+            mean = np.mean([g for name, g in gains.items() if SHIFT[name] != "none"])
+            row.append(f"{mean:+.1%}, {min(gains.values()):+.1%}")
+        rows.append(row)
+    return table(["export", *map(str, THRESHOLDS)], rows)
+
+
+def relative_doubt(run: Sequence[Look]) -> list[float]:
+    """Mean over heads of the spread between views (for a classification its uncertainty)."""
+    names = [key for key in run[0] if key.startswith("doubt_")]
+    ratios = [[look[n] / run[0][n] for look in run] for n in names if run[0][n] > 0]
+    return list(np.mean(ratios, 0))
 
 
 def curves(cells: Cells, file: Path) -> None:
     """After the paper's Fig. 2: one column a pair, mean over seeds."""
-    named = [pair.name for pair in PAIRS if (pair.name, "default") in cells]
+    pairs = measured(cells)
     figure, axes = plt.subplots(
-        len(CURVES), len(named), figsize=(2.4 * len(named), 8.5), sharex=True, squeeze=False
+        len(CURVES), len(pairs), figsize=(2.1 * len(pairs), 9.5), sharex=True, squeeze=False
     )
-    for column, name in enumerate(named):
-        runs = [exported(rows) for rows in cells[name, "default"]]
+    for column, (name, every) in enumerate(pairs.items()):
+        runs = [looks(rows) for rows in every]
         for row, (key, label) in enumerate(CURVES.items()):
             axis = axes[row, column]
-            values = [[look[key] for look in looks] for looks in runs]
+            values = [
+                relative_doubt(run) if key == "doubt" else [look[key] for look in run]
+                for run in runs
+            ]
             axis.plot([look["iteration"] for look in runs[0]], np.mean(values, 0))
             for metric, threshold in STOPS.values():
                 if metric == key:
                     axis.axhline(threshold, color="gray", linewidth=0.8, linestyle=":")
-            chosen = [runs[0][kept(looks)]["iteration"] for looks in runs]
-            axis.axvline(float(np.mean(chosen)), color="black", linewidth=0.8)
+            for color, rule in zip(("tab:red", "tab:orange"), STOPS.values(), strict=True):
+                if key == "ap":
+                    stop = np.mean([stopped(run, *rule, key="iteration") for run in runs])
+                    axis.axvline(stop, color=color, linewidth=0.8, linestyle="--")
+            chosen = np.mean([kept(run)["iteration"] for run in runs])
+            axis.axvline(chosen, color="black", linewidth=0.8)
             if column == 0:
                 axis.set_ylabel(label)
-        axes[0, column].set_title(name, fontsize=8)
+        axes[0, column].set_title(name.replace(" to ", "\nto "), fontsize=8)
         axes[-1, column].set_xlabel("iteration")
     figure.tight_layout()
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=90)
+    figure.savefig(file, dpi=80)
+
+
+def gain_by_cost(cells: Cells, file: Path) -> None:
+    """Mean relative gain over shifted pairs against forward passes of a crop."""
+    config = Config()
+    figure, axis = plt.subplots(figsize=(5, 3.2))
+    pairs = {name: runs for name, runs in measured(cells).items() if SHIFT[name] != "none"}
+    at = [row["iteration"] for row in next(iter(pairs.values()))[0]]
+    passes = np.array(at) * config.batch_size * (config.views + 1)
+    for network in NETWORKS:
+        gains = np.array([
+            np.mean([[row[network]["ap"] for row in rows] for rows in runs], 0) / base(runs) - 1
+            for runs in pairs.values()
+        ])  # fmt: skip
+        axis.plot(passes, 100 * gains.mean(0), label=f"{network}, mean")
+        axis.plot(passes, 100 * np.median(gains, 0), "--", label=f"{network}, median")
+    axis.set(xlabel="forward passes of a 128 x 128 crop", ylabel="relative gain of AP (%)")
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(file, dpi=80)
 
 
 def main() -> None:
@@ -137,10 +283,15 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, required=True)
     args = parser.parse_args()
     cells = read(args.cells)
-    for network in ("teacher", "student"):
-        print(f"{network}:\n\n{stops(cells, 'default', network)}\n")
-    print(settings(cells))
+    for network in NETWORKS:
+        print(f"{network}:\n\n{stops(cells, network)}\n")
+    for title, made in (
+        ("baselines", compared), ("settings", settings), ("thresholds", thresholds),
+        ("leave one pair out", left_out),
+    ):  # fmt: skip
+        print(f"{title}:\n\n{made(cells)}\n")
     curves(cells, args.docs / "images" / "evidence.png")
+    gain_by_cost(cells, args.docs / "images" / "gain.png")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from selfadapt._adapt import AdaptationResult as AdaptationResult
 from selfadapt._adapt import adapt as adapt
 from selfadapt._adaptation import SelfAdaptation as SelfAdaptation
 from selfadapt._adapter import Adapter as Adapter
+from selfadapt._batch_norm import adabn as adabn
 from selfadapt._config import Config as Config
 from selfadapt._crops import Crops as Crops
 from selfadapt._errors import AdapterNotFoundError as AdapterNotFoundError

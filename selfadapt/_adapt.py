@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from selfadapt._adaptation import SelfAdaptation, Stop
 from selfadapt._adapter import Adapter
+from selfadapt._batch_norm import adabn, batch_norms
 from selfadapt._config import Config
 from selfadapt._crops import Crops
 from selfadapt._errors import CheckpointError, ConfigError, ImageError
@@ -31,6 +32,8 @@ from selfadapt._rundir import Row, RunDirectory
 
 LOG_EVERY = 10
 """Steps between two rows of the history, beside those of the validation points."""
+STATISTICS_BATCHES = 16
+"""Batches over which batch-norm statistics of the images are measured."""
 EXAMPLES = 4
 """Held-out images of which instances before and after are kept for the report."""
 
@@ -229,7 +232,7 @@ def _train(
     verdict = None
     if state is None:
         directory.save_snapshot(0, run.initial)
-        history.append({"iteration": 0, **looks(run.initial)})
+        history.append(first_look(run, crops, looks, stop))
     else:
         run.load_state_dict(state)
         history = [row for row in directory.read_history() if row["iteration"] <= run.iteration]
@@ -265,6 +268,30 @@ def _train(
     raise AssertionError("the last iteration always gives a verdict")
 
 
+def first_look(run: SelfAdaptation, crops: Crops, looks: Validation, stop: Stop | None) -> Row:
+    """Figures of the initial network.
+
+    The run then starts with batch-norm statistics of the images, if `config.batch_norm` says so.
+    """
+    row: Row = {"iteration": 0, **looks(run.initial)}
+    policy = run.config.batch_norm
+    choosing = policy == "auto" and isinstance(stop, ViewAgreement)
+    if batch_norms(run.initial) and (policy == "target" or choosing):
+        batches = crops.batches(0, STATISTICS_BATCHES)
+        measured = adabn(run.adapter.with_model(run.initial), batches)
+        if choosing:
+            row["agreement_target"] = looks(measured)["agreement"]
+        if policy == "target" or _agrees_with_target(row, stop):
+            run.start_from(measured)
+    return row
+
+
+def _agrees_with_target(first: Row, stop: Stop | None) -> bool:
+    """Whether the initial network agrees better with the batch-norm statistics of the images."""
+    risen = first.get("agreement_target", -math.inf) - first["agreement"]
+    return isinstance(stop, ViewAgreement) and risen >= stop.threshold
+
+
 _SHOWN = ("loss", "kept", "d_emb", "agreement")
 
 
@@ -296,6 +323,8 @@ def _most_agreeing(stop: ViewAgreement, history: list[Row]) -> Verdict:
     agreement = {int(look["iteration"]): look[stop.name] for look in looks}
     if kept := stop.choose(looks):
         change = f"{agreement[0]:.3f} -> {agreement[kept]:.3f}"
+        if _agrees_with_target(looks[0], stop):
+            change += ", with batch-norm statistics of these images"
         return Verdict(kept, f"flipped and turned copies agree best at iteration {kept} ({change})")
     return Verdict(
         0,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from selfadapt._adapter import Adapter
 from selfadapt._augment import augment
+from selfadapt._batch_norm import batch_norms
 from selfadapt._config import Config
 from selfadapt._errors import CheckpointError, ConfigError, ImageError
 from selfadapt._losses import l2_sp, masked_mean
@@ -80,6 +81,14 @@ class SelfAdaptation:
         )
         self._generator = torch.Generator(self.device).manual_seed(config.seed)
         self._view_generator = torch.Generator().manual_seed(config.seed)
+
+    def start_from(self, model: nn.Module) -> None:
+        """Give student and teacher other weights or statistics, such as those of `adabn`.
+
+        The run is still anchored to, and compared with, the initial network.
+        """
+        self.student.load_state_dict(model.state_dict())
+        self.teacher.load_state_dict(model.state_dict())
 
     def parameters(self) -> list[nn.Parameter]:
         """The student's parameters that adapt, for an optimiser of your own."""
@@ -317,10 +326,9 @@ class SelfAdaptation:
     def _set_training(self) -> None:
         """Train mode, then the batch-norm policy (some models override `train`)."""
         self.student.train()
-        if self.config.batch_norm == "frozen":
-            for module in self.student.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+        if self.config.batch_norm != "batch":
+            for layer in batch_norms(self.student):
+                layer.eval()
 
 
 def learning_rate(iteration: int, config: Config) -> float:

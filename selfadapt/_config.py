@@ -27,9 +27,12 @@ class Config:
         gradient_clip: largest norm of the gradient, or None for no clipping.
         trainable: "all"; "norm" (scale and shift of normalisation layers only); or a regular
             expression that is searched in the parameter names.
-        batch_norm: what batch-norm layers of the student do. "frozen": they use and keep the
-            statistics of the trained model. "batch": they normalise with the batch and update
-            their running statistics, which the teacher copies.
+        batch_norm: the statistics with which batch-norm layers normalise. "source": those of the
+            trained model. "target": those of the images, measured once by `adapt` before the
+            first step (AdaBN). "auto": "target" where flipped and turned copies then agree better
+            by the threshold of `ViewAgreement`, else, or with another criterion, "source".
+            "batch": the student takes those of each batch and updates its running statistics,
+            which the teacher copies.
         views: number of weak views (flips and quarter turns) the teacher averages, 1 to 8. Fewer
             than the heads allow are drawn anew at every step. 1 is Table 2 without teacher TTA.
         targets: "soft" pseudo labels are the averaged probabilities, "hard" their decision.
@@ -74,7 +77,7 @@ class Config:
     weight_decay: float = 1e-3
     gradient_clip: float | None = None
     trainable: str = "all"
-    batch_norm: Literal["frozen", "batch"] = "frozen"
+    batch_norm: Literal["auto", "source", "target", "batch"] = "auto"
     views: int = 4
     targets: Literal["soft", "hard"] = "soft"
     mask: bool = True
@@ -152,7 +155,7 @@ _SHARES = (
     "ema_decay", "validation_share",
 )  # fmt: skip
 _CHOICES = {
-    "batch_norm": ("frozen", "batch"),
+    "batch_norm": ("auto", "source", "target", "batch"),
     "targets": ("soft", "hard"),
     "export": ("student", "teacher"),
     "precision": ("float32", "bfloat16"),

@@ -19,6 +19,7 @@ from selfadapt import (
     Scalar,
     SelfAdaptation,
     Vector,
+    adabn,
 )
 from selfadapt._adaptation import learning_rate
 from selfadapt._augment import _refocus, augment, noise_level
@@ -233,14 +234,38 @@ def test_master_weights_are_float32_and_move_under_bfloat16():
     assert adapter.model.stem[0].weight.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("policy", ["frozen", "batch"])
+@pytest.mark.parametrize("policy", ["auto", "source", "target", "batch"])
 def test_batch_norm_policy(policy):
     run = SelfAdaptation(SmallAdapter(), config(batch_norm=policy))
     before = run.student.stem[1].running_mean.clone()
     run.step(torch.rand(2, 1, 32, 32) + 5)
-    assert torch.equal(run.student.stem[1].running_mean, before) == (policy == "frozen")
+    assert torch.equal(run.student.stem[1].running_mean, before) == (policy != "batch")
     assert torch.equal(run.teacher.stem[1].running_mean, run.student.stem[1].running_mean)
     assert run.student.bottleneck[2].training  # dropout stays on
+
+
+def test_adabn_takes_the_mean_statistics_of_the_batches_and_nothing_else():
+    adapter = SmallAdapter()
+    before = {name: t.clone() for name, t in adapter.model.state_dict().items()}
+    batches = [torch.rand(2, 1, 16, 16), 3 + 2 * torch.rand(2, 1, 16, 16)]
+    measured = adabn(adapter, batches)
+    assert not measured.training
+    convolved = [adapter.model.stem[0](batch) for batch in batches]
+    norm = measured.stem[1]
+    mean = torch.stack([c.mean((0, 2, 3)) for c in convolved]).mean(0)
+    variance = torch.stack([c.transpose(0, 1).flatten(1).var(1) for c in convolved]).mean(0)
+    torch.testing.assert_close(norm.running_mean, mean)
+    torch.testing.assert_close(norm.running_var, variance)
+    assert norm.momentum == adapter.model.stem[1].momentum
+    for name, tensor in measured.state_dict().items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(tensor, before[name])
+    assert all(torch.equal(t, before[name]) for name, t in adapter.model.state_dict().items())
+    run = SelfAdaptation(adapter, config())
+    run.start_from(measured)
+    run.step(batches[0])
+    assert torch.equal(run.teacher.stem[1].running_mean, norm.running_mean)
+    assert torch.equal(run.initial.stem[1].running_mean, before["stem.1.running_mean"])
 
 
 def test_augmentation_draws_per_sample_keeps_empty_channels_and_does_not_clamp():

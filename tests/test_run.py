@@ -1,5 +1,7 @@
 """Runs: adapt, resume, stopping, do no harm, snapshots."""
 
+import copy
+import math
 import os
 import signal
 import subprocess
@@ -314,7 +316,7 @@ def test_views_of_a_network_that_looks_at_single_pixels_agree():
 
 
 def test_the_look_that_agrees_best_is_kept_if_it_agrees_better_than_the_first(adapter):
-    settings = config(iterations=12)
+    settings = config(iterations=12, batch_norm="source")
     rng = np.random.default_rng(0)
     noisy = [image + rng.normal(0, 0.8 * image.std(), image.shape) for image in IMAGES]
     free = adapt(adapter, noisy, config=settings, stop=None, progress=False)
@@ -330,6 +332,26 @@ def test_the_look_that_agrees_best_is_kept_if_it_agrees_better_than_the_first(ad
         assert result.history[-1]["iteration"] == 12
         for same in (free.select(kept), free.select(stop)):
             assert equal_states(same.model.state_dict(), result.adapter.model.state_dict())
+
+
+def test_batch_norm_statistics_of_the_images_are_taken_where_copies_agree_better(adapter):
+    def start(policy, stop):
+        settings = config(batch_norm=policy, iterations=4)
+        result = adapt(adapter, IMAGES, config=settings, stop=stop, progress=False)
+        first, last = result.history[0], result.select(4).model
+        taken = not torch.equal(last.stem[1].running_mean, adapter.model.stem[1].running_mean)
+        return taken, first.get("agreement_target", math.nan) - first["agreement"]
+
+    assert start("target", None)[0]
+    assert not start("source", ViewAgreement())[0]
+    assert not start("auto", None)[0]  # no criterion that could tell
+    taken, risen = start("auto", ViewAgreement())
+    assert taken == (risen >= ViewAgreement().threshold)
+    shifted = adapter.with_model(copy.deepcopy(adapter.model))
+    shifted.model.stem[1].running_mean += 3  # statistics of quite other images
+    result = adapt(shifted, IMAGES, config=config(), progress=False)
+    assert result.history[0]["agreement_target"] > result.history[0]["agreement"]
+    assert "batch-norm statistics of these images" in result.reason
 
 
 class NoDecode(SmallAdapter):
@@ -458,7 +480,7 @@ def test_examples_in_the_folder_are_label_images(adapter, tmp_path):
         ({"views": 9}, "views=9.*between 1 and 8"),
         ({"learning_rate": -1.0}, "learning_rate=-1.0.*above 0"),
         ({"keep_regression": 1.5}, "keep_regression=1.5.*between 0 and 1"),
-        ({"batch_norm": "train"}, "batch_norm='train'.*'frozen' or 'batch'"),
+        ({"batch_norm": "train"}, "batch_norm='train'.*'auto' or 'source' or 'target' or 'batch'"),
         ({"contrast": 1.0}, "contrast=1.0"),
         ({"ema_decay": 1.0}, "the teacher never moves"),
         ({"trainable": "("}, "no regular expression"),

@@ -1,0 +1,43 @@
+"""Batch-norm layers and the statistics that they normalise with."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from selfadapt._adapter import Adapter
+from selfadapt._network import copy_network
+
+BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+def batch_norms(model: nn.Module) -> list[BatchNorm]:
+    """Batch-norm layers that keep running statistics (none are seen in TorchScript)."""
+    layers = (module for module in model.modules() if isinstance(module, BatchNorm))
+    return [layer for layer in layers if layer.running_mean is not None]
+
+
+@torch.no_grad()
+def adabn(adapter: Adapter, batches: Iterable[Tensor]) -> nn.Module:
+    """A copy of the network whose batch-norm layers hold the mean statistics of `batches`.
+
+    Adaptive batch normalisation (Li et al. 2016, arXiv 1603.04779). Weights stay as they are, and
+    so does a network without batch norm.
+
+    Args:
+        adapter: the model.
+        batches: prepared crops, float `[B, C, S, S]` each; sixteen batches of 4 do.
+    """
+    device = next(adapter.model.parameters()).device
+    model = copy_network(adapter.model, device).eval()
+    layers = batch_norms(model)
+    usual = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # the plain mean over batches
+        layer.train()
+    for images in batches if layers else ():
+        adapter.forward(model, images.to(device))
+    for layer, momentum in zip(layers, usual, strict=True):
+        layer.momentum = momentum
+    return model.eval()
