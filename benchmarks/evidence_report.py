@@ -69,9 +69,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
-def measured(cells: Cells, setting: str = "default") -> dict[str, list[list[Look]]]:
-    """Seeds of every pair that was run and whose base finds anything."""
-    found = {pair.name: cells.get((pair.name, setting), []) for pair in PAIRS}
+def measured(cells: Cells) -> dict[str, list[list[Look]]]:
+    """Seeds of every pair that was run with the defaults and whose base finds anything."""
+    found = {pair.name: cells.get((pair.name, "default"), []) for pair in PAIRS}
     return {n: runs for n, runs in found.items() if runs and base(runs) > 0}
 
 
@@ -170,21 +170,27 @@ def settings(cells: Cells) -> str:
     return table(["setting", *pairs], rows)
 
 
+OPTIONS = list(product(NETWORKS, THRESHOLDS))
+
+
+def gains_by_option(cells: Cells) -> dict[str, list[float]]:
+    """What every pair gains, by exported network and threshold."""
+    return {
+        name: [
+            gain(runs, lambda run, t=threshold: kept(run, t)["ap"], network)
+            for network, threshold in OPTIONS
+        ]
+        for name, runs in measured(cells).items()
+    }
+
+
 def left_out(cells: Cells) -> str:
     """Which network to export and which threshold, chosen on the other pairs only.
 
     Chosen is the largest mean gain over shifted pairs among those without harm, or, where all
     harm, the smallest harm. Gains are cut at +100 % so that one pair does not decide alone.
     """
-    pairs = measured(cells)
-    options = list(product(NETWORKS, THRESHOLDS))
-    gains = {
-        name: [
-            gain(runs, lambda run, t=threshold: kept(run, t)["ap"], network)
-            for network, threshold in options
-        ]
-        for name, runs in pairs.items()
-    }
+    gains = gains_by_option(cells)
 
     def best(names: Sequence[str]) -> int:
         worst = np.min([gains[n] for n in names], 0)
@@ -193,12 +199,12 @@ def left_out(cells: Cells) -> str:
         return int(np.argmax(np.where(harmless, means, worst - 10)))
 
     rows, results = [], {}
-    for name in pairs:
-        option = best([other for other in pairs if other != name])
+    for name in gains:
+        option = best([other for other in gains if other != name])
         results[name] = gains[name][option]
-        network, threshold = options[option]
+        network, threshold = OPTIONS[option]
         rows.append([name, network, f"{threshold}", f"{results[name]:+.1%}"])
-    network, threshold = options[best(list(pairs))]
+    network, threshold = OPTIONS[best(list(gains))]
     shifted = [g for name, g in results.items() if SHIFT[name] != "none"]
     rows.append(["**all pairs**", f"**{network}**", f"**{threshold}**", ""])
     rows.append(["**mean, shifted pairs**", "", "", f"{_mean_cut(shifted):+.1%}"])
@@ -208,19 +214,12 @@ def left_out(cells: Cells) -> str:
 
 def thresholds(cells: Cells) -> str:
     """Mean gain (cut at +100 %) over shifted pairs and largest loss, by export and threshold."""
-    pairs = measured(cells)
-    rows = []
-    for network in NETWORKS:
-        row = [network]
-        for threshold in THRESHOLDS:
-            gains = {
-                name: gain(runs, lambda run, t=threshold: kept(run, t)["ap"], network)
-                for name, runs in pairs.items()
-            }
-            mean = _mean_cut([g for name, g in gains.items() if SHIFT[name] != "none"])
-            row.append(f"{mean:+.1%}, {min(gains.values()):+.1%}")
-        rows.append(row)
-    return table(["export", *map(str, THRESHOLDS)], rows)
+    gains = gains_by_option(cells)
+    rows = {network: [network] for network in NETWORKS}
+    for index, (network, _) in enumerate(OPTIONS):
+        mean = _mean_cut([g[index] for name, g in gains.items() if SHIFT[name] != "none"])
+        rows[network].append(f"{mean:+.1%}, {min(g[index] for g in gains.values()):+.1%}")
+    return table(["export", *map(str, THRESHOLDS)], rows.values())
 
 
 def relative_doubt(run: Sequence[Look]) -> list[float]:

@@ -288,8 +288,8 @@ def first_look(run: SelfAdaptation, crops: Crops, looks: Validation, stop: Stop 
 
 def _agrees_with_target(first: Row, stop: Stop | None) -> bool:
     """Whether the initial network agrees better with the batch-norm statistics of the images."""
-    risen = first.get("agreement_target", -math.inf) - first["agreement"]
-    return isinstance(stop, ViewAgreement) and risen >= stop.threshold
+    target = first.get("agreement_target", -math.inf)
+    return isinstance(stop, ViewAgreement) and stop.rises(first["agreement"], target)
 
 
 _SHOWN = ("loss", "kept", "d_emb", "agreement")

@@ -211,8 +211,11 @@ class ViewAgreement(_InstanceMonitor):
     def choose(self, looks: Sequence[Mapping[str, float]]) -> int:
         """Iteration of the look that agrees best with itself, or 0."""
         best = max(looks, key=lambda look: look[self.name])
-        risen = best[self.name] - looks[0][self.name] >= self.threshold
-        return int(best["iteration"]) if risen else 0
+        return int(best["iteration"]) if self.rises(looks[0][self.name], best[self.name]) else 0
+
+    def rises(self, first: float, now: float) -> bool:
+        """Whether the agreement `now` is better than the `first` by the threshold."""
+        return now - first >= self.threshold
 
     def check(self, adapter: "Adapter", initial: Sequence[Prediction]) -> None:
         if not adapter.can_decode:
