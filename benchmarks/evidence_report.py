@@ -2,12 +2,14 @@
 
     python benchmarks/evidence_report.py --cells benchmarks/results/evidence.jsonl --docs docs
 
-Writes `docs/images/evidence.png` and `docs/images/gain.png`, and prints the tables of
-`docs/evidence.md`, all of the exported network (`Config.export`) unless said otherwise.
+Draws `docs/images/evidence.png` and `docs/images/gain.png`, and renews the tables of
+`docs/evidence.md`, each between `<!-- NAME -->` and `<!-- end -->`. All are of the exported
+network (`Config.export`) unless said otherwise.
 """
 
 import argparse
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product
@@ -26,6 +28,8 @@ Look = dict[str, Any]
 Cells = dict[tuple[str, str], list[list[Look]]]
 """Looks of each seed, by pair and setting."""
 EXPORT = Config().export
+OTHER = next(name for name in NETWORKS if name != EXPORT)
+COMPONENTS = ("no masks", "no teacher TTA", "no L2-SP", "no augmentation")
 STOPS = {"stop D_emb": ("d_emb", 0.5), "stop FN": ("fn_rate", 0.05)}
 THRESHOLDS = (0.001, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05)
 HARM, GAIN = 0.01, 0.05
@@ -43,8 +47,7 @@ CURVES = {
 
 def read(file: Path) -> Cells:
     cells: Cells = defaultdict(list)
-    for line in file.read_text().splitlines():
-        cell = json.loads(line)
+    for cell in sorted(map(json.loads, file.read_text().splitlines()), key=lambda c: c["seed"]):
         if cell["rows"] is not None:
             cells[cell["pair"], cell["setting"]].append(cell["rows"])
     return cells
@@ -153,20 +156,32 @@ def compared(cells: Cells) -> str:
     return table(["pair", "base", "default, kept", *names], rows)
 
 
+def components(cells: Cells) -> str:
+    """Each component of the method off (Table 2 in kind)."""
+    return _kept_and_last(cells, COMPONENTS)
+
+
 def settings(cells: Cells) -> str:
-    """AP kept by agreement and, behind the slash, after the last iteration."""
-    chosen = [n for n in SETTINGS if any(s == n for _, s in cells)]
+    """Other settings, and the other network exported."""
+    return _kept_and_last(cells, [n for n in SETTINGS if n not in ("default", *COMPONENTS)])
+
+
+def _kept_and_last(cells: Cells, names: Sequence[str]) -> str:
+    """AP kept by agreement and, behind the slash, after the last iteration, mean of seeds."""
+    chosen = ["default", *(n for n in names if any(s == n for _, s in cells))]
     pairs = [n for n in measured(cells) if sum((n, s) in cells for s in chosen) > 2]
+    seeds = {p: min(len(cells[p, s]) for s in chosen if (p, s) in cells) for p in pairs}
     rows = [["no adaptation", *(f"{base(cells[n, 'default']):.3f}" for n in pairs)]]
-    exports = [(name, EXPORT) for name in chosen]
-    exports.insert(1, ("default, student exported", "student"))
-    for name, network in exports:
-        row = [name]
+    exports = [(name, name, EXPORT) for name in chosen]
+    exports.insert(1, (f"default, {OTHER} exported", "default", OTHER))
+    for title, name, network in exports:
+        row = [title]
         for pair in pairs:
-            runs = cells.get((pair, name.split(",")[0]), [])[:1]  # the seed that all have
-            run = [looks(rows, network) for rows in runs]
-            row.append("".join(f"{kept(r)['ap']:.3f} / {r[-1]['ap']:.3f}" for r in run))
+            runs = [looks(r, network) for r in cells.get((pair, name), [])[: seeds[pair]]]
+            ends = ([kept(run)["ap"] for run in runs], [run[-1]["ap"] for run in runs])
+            row.append(" / ".join(map(cell, ends)) if runs else "")
         rows.append(row)
+    rows.append(["*seeds*", *(str(seeds[pair]) for pair in pairs)])
     return table(["setting", *pairs], rows)
 
 
@@ -288,13 +303,22 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, required=True)
     args = parser.parse_args()
     cells = read(args.cells)
-    for network in NETWORKS:
-        print(f"{network}:\n\n{stops(cells, network)}\n")
-    for title, made in (
-        ("baselines", compared), ("settings", settings), ("thresholds", thresholds),
-        ("leave one pair out", left_out),
-    ):  # fmt: skip
-        print(f"{title}:\n\n{made(cells)}\n")
+    page = args.docs / "evidence.md"
+    text = page.read_text()
+    for name, made in (
+        (EXPORT, stops(cells, EXPORT)),
+        (OTHER, stops(cells, OTHER)),
+        ("baselines", compared(cells)),
+        ("components", components(cells)),
+        ("settings", settings(cells)),
+        ("thresholds", thresholds(cells)),
+        ("left out", left_out(cells)),
+    ):
+        place = re.compile(f"(<!-- {name} -->).*?(<!-- end -->)", re.DOTALL)
+        text, places = place.subn(lambda at, made=made: f"{at[1]}\n\n{made}\n\n{at[2]}", text)
+        if places != 1:
+            raise SystemExit(f"{page} has {places} places for the table {name!r}: one is needed.")
+    page.write_text(text)
     curves(cells, args.docs / "images" / "evidence.png")
     gain_by_cost(cells, args.docs / "images" / "gain.png")
 
