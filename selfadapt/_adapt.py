@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import tifffile
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from selfadapt._adaptation import SelfAdaptation, Stop
@@ -275,21 +275,31 @@ def first_look(run: SelfAdaptation, crops: Crops, looks: Validation, stop: Stop 
     """
     row: Row = {"iteration": 0, **looks(run.initial)}
     policy = run.config.batch_norm
-    choosing = policy == "auto" and isinstance(stop, ViewAgreement)
-    if batch_norms(run.initial) and (policy == "target" or choosing):
+
+    def measured(share: float) -> nn.Module:
         batches = crops.batches(0, STATISTICS_BATCHES)
-        measured = adabn(run.adapter.with_model(run.initial), batches)
-        if choosing:
-            row["agreement_target"] = looks(measured)["agreement"]
-        if policy == "target" or _agrees_with_target(row, stop):
-            run.start_from(measured)
+        return adabn(run.adapter.with_model(run.initial), batches, share)
+
+    if batch_norms(run.initial) and policy == "target":
+        run.start_from(measured(1.0))
+    elif batch_norms(run.initial) and policy == "auto" and isinstance(stop, ViewAgreement):
+        for name, share in _SHARES.items():
+            row[name] = looks(measured(share))["agreement"]
+        if better := _better_statistics(row, stop):
+            run.start_from(measured(_SHARES[better]))
     return row
 
 
-def _agrees_with_target(first: Row, stop: Stop | None) -> bool:
-    """Whether the initial network agrees better with the batch-norm statistics of the images."""
-    target = first.get("agreement_target", -math.inf)
-    return isinstance(stop, ViewAgreement) and stop.rises(first["agreement"], target)
+_SHARES = {"agreement_half": 0.5, "agreement_target": 1.0}
+"""Batch-norm statistics that are tried: this share of the images', the trained ones otherwise."""
+
+
+def _better_statistics(first: Row, stop: Stop | None) -> str | None:
+    """The entry of _SHARES with which copies agree best, if better by the threshold."""
+    name = max(_SHARES, key=lambda name: first.get(name, -math.inf))
+    if name not in first or not isinstance(stop, ViewAgreement):
+        return None
+    return name if stop.rises(first["agreement"], first[name]) else None
 
 
 _SHOWN = ("loss", "kept", "d_emb", "agreement")
@@ -323,8 +333,8 @@ def _most_agreeing(stop: ViewAgreement, history: list[Row]) -> Verdict:
     agreement = {int(look["iteration"]): look[stop.name] for look in looks}
     if kept := stop.choose(looks):
         change = f"{agreement[0]:.3f} -> {agreement[kept]:.3f}"
-        if _agrees_with_target(looks[0], stop):
-            change += ", with batch-norm statistics of these images"
+        if better := _better_statistics(looks[0], stop):
+            change += f", with {_SHARES[better]:.0%} batch-norm statistics of these images"
         return Verdict(kept, f"flipped and turned copies agree best at iteration {kept} ({change})")
     return Verdict(
         0,

@@ -1,5 +1,6 @@
 """Batch-norm layers and the statistics that they normalise with."""
 
+import copy
 from collections.abc import Iterable
 
 import torch
@@ -18,7 +19,7 @@ def batch_norms(model: nn.Module) -> list[BatchNorm]:
 
 
 @torch.no_grad()
-def adabn(adapter: Adapter, batches: Iterable[Tensor]) -> nn.Module:
+def adabn(adapter: Adapter, batches: Iterable[Tensor], share: float = 1.0) -> nn.Module:
     """A copy of the network whose batch-norm layers hold the mean statistics of `batches`.
 
     Adaptive batch normalisation (Li et al. 2016, arXiv 1603.04779). Weights stay as they are, and
@@ -27,17 +28,22 @@ def adabn(adapter: Adapter, batches: Iterable[Tensor]) -> nn.Module:
     Args:
         adapter: the model.
         batches: prepared crops, float `[B, C, S, S]` each; sixteen batches of 4 do.
+        share: of the new statistics, in (0, 1]; the trained ones make up the rest (Schneider et
+            al. 2020, arXiv 2006.16971, Eq. 1).
     """
     device = next(adapter.model.parameters()).device
     model = copy_network(adapter.model, device).eval()
     layers = batch_norms(model)
-    usual = [layer.momentum for layer in layers]
+    trained = copy.deepcopy(layers)
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # the plain mean over batches
         layer.train()
     for images in batches if layers else ():
         adapter.forward(model, images.to(device))
-    for layer, momentum in zip(layers, usual, strict=True):
-        layer.momentum = momentum
+    for layer, before in zip(layers, trained, strict=True):
+        layer.momentum = before.momentum
+        for new, old in zip(layer.buffers(), before.buffers(), strict=True):
+            if new.is_floating_point():  # all but the count of batches
+                new.lerp_(old, 1 - share)
     return model.eval()

@@ -29,8 +29,9 @@ class Config:
             expression that is searched in the parameter names.
         batch_norm: the statistics with which batch-norm layers normalise. "source": those of the
             trained model. "target": those of the images, measured once by `adapt` before the
-            first step (AdaBN). "auto": "target" where flipped and turned copies then agree better
-            by the threshold of `ViewAgreement`, else, or with another criterion, "source".
+            first step (AdaBN). "auto": "source", "target" or the mean of both, whichever lets
+            flipped and turned copies agree best; another than "source" only where they agree
+            better by the threshold of `ViewAgreement`, and never with another criterion.
             "batch": the student takes those of each batch and updates its running statistics,
             which the teacher copies.
         views: number of weak views (flips and quarter turns) the teacher averages, 1 to 8. Fewer

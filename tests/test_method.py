@@ -261,6 +261,9 @@ def test_adabn_takes_the_mean_statistics_of_the_batches_and_nothing_else():
         if "running" not in name and "num_batches" not in name:
             torch.testing.assert_close(tensor, before[name])
     assert all(torch.equal(t, before[name]) for name, t in adapter.model.state_dict().items())
+    halfway = adabn(adapter, batches, share=0.5).stem[1]
+    torch.testing.assert_close(halfway.running_mean, (mean + before["stem.1.running_mean"]) / 2)
+    torch.testing.assert_close(halfway.running_var, (variance + before["stem.1.running_var"]) / 2)
     run = SelfAdaptation(adapter, config())
     run.start_from(measured)
     run.step(batches[0])
