@@ -3,12 +3,11 @@
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from selfadapt import Adapter, Config, Matches, adapt, match
+from selfadapt import Adapter, Matches, match
 
 
 def shell(*words: str) -> str:
@@ -22,30 +21,6 @@ def score(adapter: Adapter, pairs: Sequence[tuple[Any, Any]]) -> Matches:
     """Counts at IoU 0.5, pooled over pairs of image `[C, H, W]` and labels."""
     counts = (match(labels, adapter.segment(image, channel_axis=0))[0] for image, labels in pairs)
     return sum(counts, Matches())
-
-
-def looks_of_run(
-    adapter: Adapter,
-    images: Sequence[Any],
-    test: Sequence[tuple[Any, Any]],
-    config: Config,
-    folder: Path,
-) -> list[dict[str, Any]]:
-    """Adapt without a criterion, and score every snapshot on pairs of image and labels.
-
-    The run's own figures and the scores at each look give every stop afterwards.
-    """
-    result = adapt(
-        adapter, images, config=config, stop=None, output_dir=folder, resume=True, channel_axis=0
-    )
-    rows = {int(row["iteration"]): row for row in result.history if "d_emb" in row}
-    looks = []
-    for at in result.snapshots:
-        counts = score(result.select(at), test)
-        figures = {name: rows[at][name] for name in ("d_emb", "fn_rate", "instances")}
-        scores = {"ap": counts.ap, "precision": counts.precision, "recall": counts.recall}
-        looks.append(figures | {"iteration": at} | scores)
-    return looks
 
 
 def stopped(looks: Sequence[dict[str, Any]], name: str, threshold: float, key: str = "ap") -> float:

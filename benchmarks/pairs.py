@@ -70,6 +70,8 @@ PAIRS = [
     Pair("broad", "fluo256", "slight"),
     Pair("broad", "photons", "strong"),
     Pair("broad", "he", "strong"),
+    Pair("cpnet", "fluo256", "slight"),
+    Pair("cpnet", "he", "strong"),
     Pair("stardist", "usiigaci_phase", "strong"),
     Pair("stardist", "fluo256", "none", tuned=True),
     Pair("stardist", "he", "none", tuned=True),
@@ -92,6 +94,15 @@ def stardist(target: str, network: Path, _: Path) -> Adapter:
 
 def cellpose(target: str, network: Path, _: Path) -> Adapter:
     """Trained by `sources.py` on fluo360 and fluo520."""
+    return _cellpose(target, network)
+
+
+def cpnet(target: str, _: Path, shared: Path) -> Adapter:
+    """Trained by others on fluo360 and fluo520, to the end."""
+    return _cellpose(target, shared / "models/cpnet_nuclei_small/weights.pt")
+
+
+def _cellpose(target: str, network: Path) -> Adapter:
     from selfadapt_cellpose import CellposeAdapter
 
     colour: dict[str, Any] = {"channels": (0, 0), "invert": True} if target == "he" else {}
@@ -119,7 +130,7 @@ def broad(target: str, _: Path, shared: Path) -> Adapter:
 
 
 FAMILIES: dict[str, Callable[[str, Path, Path], Adapter]] = {
-    "smp": smp, "stardist": stardist, "cellpose": cellpose, "broad": broad,
+    "smp": smp, "stardist": stardist, "cellpose": cellpose, "cpnet": cpnet, "broad": broad,
 }  # fmt: skip
 
 
