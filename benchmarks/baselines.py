@@ -1,8 +1,10 @@
 """What selfadapt is compared with in `evidence.py`, on the same networks and images.
 
 `tta`: no adaptation, the mean over flips and quarter turns. `tent`: entropy minimisation of the
-normalisation layers' scale and shift (Wang et al. 2021, per pixel; regression heads have no
-entropy). AdaBN is part of selfadapt, and mean teacher a setting of it, see `evidence.py`.
+normalisation layers' scale and shift, like TENT (Wang et al. 2021) but offline: per pixel
+(regression heads have no entropy), statistics of each batch while it adapts, and after that the
+running ones, so that one network segments every image. AdaBN is part of selfadapt, and mean
+teacher a setting of it, see `evidence.py`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -51,7 +53,9 @@ def tent(adapter: Adapter, batches: Iterable[Tensor], config: Config) -> Adapter
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
     optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=config.learning_rate
+        [p for p in model.parameters() if p.requires_grad],
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
     )
     for images in batches:
         loss = torch.stack(list(_entropies(adapter, adapter.forward(model, images)).values())).sum()

@@ -1,12 +1,14 @@
 """Does adapting help, does it ever harm, and can it be left alone? Pairs x settings x seeds.
 
-    python benchmarks/evidence.py --shared ../shared --out benchmarks/results/evidence.jsonl
+    python benchmarks/evidence.py --shared ../shared --out benchmarks/results/evidence.jsonl \\
+        --settings all
 
 Runs every cell that is not in the output file yet: a pair of `pairs.py`, a setting of SETTINGS or
-a baseline of `baselines.py`, and a seed. A cell is one trajectory without a criterion: at each look
-the label-free figures of student and teacher are kept, and their scores on labelled test images, so
-that every stop, and the best look, can be read off afterwards (`evidence_report.py`). Source
-networks are trained first, by `sources.py`, and kept beside the output file.
+a baseline of `baselines.py`, and a seed; without further words those of the default setting. A
+cell is one trajectory without a criterion: at each look the label-free figures of student and
+teacher are kept, and their scores on labelled test images, so that every stop, and the best look,
+can be read off afterwards (`evidence_report.py`). Looks see the corners of held-out images, to
+save time; `adapt` sees more of them. Source networks are trained first, by `sources.py`, and kept.
 """
 
 import argparse
@@ -21,6 +23,7 @@ from baselines import tent, tta
 from common import score
 from pairs import PAIRS, Pair, Task, task
 from sources import FAMILIES, load, train
+from torch import nn
 
 from selfadapt import (
     Adapter,
@@ -32,8 +35,8 @@ from selfadapt import (
     adabn,
     prepare,
 )
-from selfadapt._adapt import first_look
-from selfadapt._batch_norm import batch_norms
+from selfadapt._adapt import STATISTICS_BATCHES, first_look
+from selfadapt._batch_norm import batch_norms, mixed
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -53,10 +56,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "batch norm of the batch": {"batch_norm": "batch"},
     "L2-SP 1e-2": {"l2sp": 1e-2},
     "400 iterations": {"iterations": 400},
-    # torch-em's mean teacher: no masks, one view, no anchor, statistics of the batch
+    # like torch-em's: no masks, one view, no anchor, statistics of the batch; our augmentation
     "mean teacher": {"views": 1, "mask": False, "l2sp": 0.0, "batch_norm": "batch"},
 }
 BASELINES = ("TTA alone", "AdaBN", "TENT")
+STATISTICS = "batch-norm statistics"
 SOURCES = ("fluo360", "fluo520")
 TRAINING_STEPS = {"stardist": 1500, "cellpose": 800}
 TUNING_STEPS = 300
@@ -65,15 +69,20 @@ LOOK_SIDE = 256
 NETWORKS = ("teacher", "student")
 
 
-def trajectory(prepared: Task, config: Config) -> list[dict[str, Any]]:
-    """Figures and scores of teacher and student at each look, the first before any step."""
+def start(prepared: Task, config: Config) -> tuple[SelfAdaptation, Validation, Crops]:
     adapter = prepared.adapter
     held_out = [prepare(adapter, source.read(), str(source)) for source in prepared.held_out]
     run = SelfAdaptation(adapter, config)
     looks = Validation(
         adapter, run.initial, [image[:, :LOOK_SIDE, :LOOK_SIDE] for image in held_out]
     )
-    crops = Crops(adapter, prepared.images, config)
+    return run, looks, Crops(adapter, prepared.images, config)
+
+
+def trajectory(prepared: Task, config: Config) -> list[dict[str, Any]]:
+    """Figures and scores of teacher and student at each look, the first before any step."""
+    adapter = prepared.adapter
+    run, looks, crops = start(prepared, config)
     first = first_look(run, crops, looks, ViewAgreement()) | scores(adapter, prepared)
     rows: list[dict[str, Any]] = [{"iteration": 0} | dict.fromkeys(NETWORKS, first)]
     for info in run.iterate(crops.batches(0, config.iterations)):
@@ -92,6 +101,21 @@ def scores(adapter: Adapter, prepared: Task) -> dict[str, float]:
     return {"ap": counts.ap, "precision": counts.precision, "recall": counts.recall}
 
 
+def statistics(prepared: Task, config: Config) -> list[dict[str, Any]] | None:
+    """Figures and scores before any step, with shares of the images' batch-norm statistics."""
+    adapter = prepared.adapter
+    if not batch_norms(adapter.model):
+        return None
+    run, looks, crops = start(prepared, config)
+    measured = adabn(adapter, crops.batches(0, STATISTICS_BATCHES))
+    rows = []
+    for share in (0.0, 0.5, 1.0):
+        model = mixed(run.initial, measured, share)
+        figures = looks(model) | scores(adapter.with_model(model), prepared)
+        rows.append({"iteration": 0, "share": share, "teacher": figures})
+    return rows
+
+
 def baseline(name: str, prepared: Task, config: Config) -> list[dict[str, Any]] | None:
     """Before and after; None where the network has nothing that the baseline could change."""
     adapter = prepared.adapter
@@ -100,10 +124,10 @@ def baseline(name: str, prepared: Task, config: Config) -> list[dict[str, Any]] 
         after = tta(adapter)
     elif not batch_norms(adapter.model):
         return None
-    elif name == "AdaBN":
-        after = adapter.with_model(adabn(adapter, batches))
-    else:
+    elif name == "TENT":
         after = tent(adapter, batches, config)
+    else:
+        after = adapter.with_model(adabn(adapter, batches))
     return [
         {"iteration": at, "teacher": scores(each, prepared)}
         for at, each in ((0, adapter), (config.iterations, after))
@@ -118,21 +142,31 @@ def networks_for(pairs: list[Pair], shared: Path, folder: Path) -> None:
         if not (folder / family).exists():
             domains = [load(shared, name) for name in SOURCES]
             network = train(family, domains, 0, steps=TRAINING_STEPS[family])
-            FAMILIES[family].save(network, folder / family)
+            save(family, network, folder / family)
     for pair in trained:
         if pair.tuned and not (folder / pair.network).exists():
             domains = [load(shared, pair.target)]
             network = train(pair.family, domains, 0, steps=TUNING_STEPS, start=folder / pair.family)
-            FAMILIES[pair.family].save(network, folder / pair.network)
+            save(pair.family, network, folder / pair.network)
+
+
+def save(family: str, network: nn.Module, path: Path) -> None:
+    """Under another name first, so that what is cut short is not taken for a network."""
+    partial = path.parent / "partial" / path.name
+    partial.parent.mkdir(exist_ok=True)
+    FAMILIES[family].save(network, partial)
+    partial.replace(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shared", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--networks", type=Path, default=Path("runs/networks"))
+    parser.add_argument(
+        "--networks", type=Path, default=Path("runs/networks"), help="folder that keeps them"
+    )
     parser.add_argument("--pairs", nargs="+", help="names or parts of names; default all")
-    names = [*SETTINGS, *BASELINES]
+    names = [*SETTINGS, *BASELINES, STATISTICS]
     parser.add_argument("--settings", nargs="+", default=["default"], choices=[*names, "all"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--device", default="auto")
@@ -142,6 +176,8 @@ def main() -> None:
     lines = args.out.read_text().splitlines() if args.out.exists() else []
     done = {(c["pair"], c["setting"], c["seed"]) for c in map(json.loads, lines)}
     pairs = [p for p in PAIRS if not args.pairs or any(part in p.name for part in args.pairs)]
+    if not pairs:
+        parser.error(f"--pairs takes parts of {', '.join(pair.name for pair in PAIRS)}.")
     settings = names if "all" in args.settings else args.settings
     networks_for(pairs, args.shared, args.networks)
     for seed, setting, pair in product(args.seeds, settings, pairs):
@@ -150,7 +186,9 @@ def main() -> None:
         start = time.time()
         prepared = task(pair, args.networks, args.shared)
         config = Config(seed=seed, device=args.device, **SETTINGS.get(setting, {}))
-        if setting in BASELINES:
+        if setting == STATISTICS:
+            rows = statistics(prepared, config)
+        elif setting in BASELINES:
             rows = baseline(setting, prepared, config)
         else:
             rows = trajectory(prepared, config)

@@ -18,19 +18,20 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from common import stopped
-from evidence import BASELINES, NETWORKS, SETTINGS
+from common import kept
+from evidence import BASELINES, NETWORKS, SETTINGS, STATISTICS
 from pairs import PAIRS
 
-from selfadapt import Config, ViewAgreement
+from selfadapt import Config, EmbeddingDrift, FalseNegativeRate, Monitor, ViewAgreement
 
 Look = dict[str, Any]
-Cells = dict[tuple[str, str], list[list[Look]]]
-"""Looks of each seed, by pair and setting."""
+Runs = dict[int, list[Look]]
+"""Looks of each seed."""
+Cells = dict[tuple[str, str], Runs]
+"""By pair and setting."""
 EXPORT = Config().export
 OTHER = next(name for name in NETWORKS if name != EXPORT)
 COMPONENTS = ("no masks", "no teacher TTA", "no L2-SP", "no augmentation")
-STOPS = {"stop D_emb": ("d_emb", 0.5), "stop FN": ("fn_rate", 0.05)}
 THRESHOLDS = (0.001, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05)
 HARM, GAIN = 0.01, 0.05
 """Relative AP: what counts as harm, and from what on a pair has something to gain."""
@@ -46,10 +47,10 @@ CURVES = {
 
 
 def read(file: Path) -> Cells:
-    cells: Cells = defaultdict(list)
+    cells: Cells = defaultdict(dict)
     for cell in sorted(map(json.loads, file.read_text().splitlines()), key=lambda c: c["seed"]):
         if cell["rows"] is not None:
-            cells[cell["pair"], cell["setting"]].append(cell["rows"])
+            cells[cell["pair"], cell["setting"]][cell["seed"]] = cell["rows"]
     return cells
 
 
@@ -57,69 +58,89 @@ def looks(rows: Sequence[Look], network: str = EXPORT) -> list[Look]:
     return [row[network] | {"iteration": row["iteration"]} for row in rows]
 
 
-def kept(run: Sequence[Look], threshold: float = ViewAgreement().threshold) -> Look:
-    """The look that `adapt` keeps."""
-    chosen = ViewAgreement(threshold).choose(run)
-    return next(look for look in run if look["iteration"] == chosen)
-
-
 def cell(values: Sequence[float]) -> str:
-    spread = f" ± {np.std(values):.3f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.3f}{spread}"
+    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{spread}" if values else ""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
-def measured(cells: Cells) -> dict[str, list[list[Look]]]:
+def measured(cells: Cells) -> dict[str, Runs]:
     """Seeds of every pair that was run with the defaults and whose base finds anything."""
-    found = {pair.name: cells.get((pair.name, "default"), []) for pair in PAIRS}
+    found = {pair.name: cells.get((pair.name, "default"), {}) for pair in PAIRS}
     return {n: runs for n, runs in found.items() if runs and base(runs) > 0}
 
 
-def base(runs: Sequence[Sequence[Look]]) -> float:
-    return float(runs[0][0]["teacher"]["ap"])
+def base(runs: Runs) -> float:
+    return float(next(iter(runs.values()))[0]["teacher"]["ap"])
 
 
-def gain(
-    runs: Sequence[Sequence[Look]], pick: Callable[[list[Look]], float], network: str
-) -> float:
-    """Relative change of AP, mean of seeds."""
-    return float(np.mean([pick(looks(rows, network)) for rows in runs])) / base(runs) - 1
+Choice = Callable[[list[Look]], float]
 
 
-CHOICES: dict[str, Callable[[list[Look]], float]] = {
-    "kept by agreement": lambda run: kept(run)["ap"],
-    **{name: lambda run, rule=rule: stopped(run, *rule) for name, rule in STOPS.items()},
+def ap(stop: Monitor) -> Choice:
+    return lambda run: float(kept(run, stop)["ap"])
+
+
+CHOICES: dict[str, Choice] = {
+    "kept by agreement": ap(ViewAgreement()),
     "last": lambda run: run[-1]["ap"],
     "best": lambda run: max(look["ap"] for look in run),
 }
+PAPER: dict[str, Monitor] = {"stop D_emb": EmbeddingDrift(), "stop FN": FalseNegativeRate()}
+
+
+def gain(runs: Runs, pick: Choice, network: str) -> float:
+    """Relative change of AP, mean of seeds."""
+    return float(np.mean([pick(looks(rows, network)) for rows in runs.values()])) / base(runs) - 1
+
+
+def paper(cells: Cells, pair: str, stop: Monitor, network: str) -> list[float]:
+    """What a criterion of the paper keeps, of each seed.
+
+    `adapt` then starts from the trained batch-norm statistics, so where the default does not, the
+    runs that do are taken. Nothing where the criterion cannot be had.
+    """
+    runs = dict(cells[pair, "default"])
+    for seed, rows in list(runs.items()):
+        if rows[0]["teacher"].get("target_statistics"):
+            del runs[seed]
+    runs |= cells.get((pair, "batch norm of the source"), {})
+    every = [looks(rows, network) for rows in runs.values()]
+    return [kept(run, stop)["ap"] for run in every if np.isfinite(run[-1][stop.name])]
 
 
 def stops(cells: Cells, network: str) -> str:
     """Base, what each criterion keeps, last and best look, for every pair (Table 1 in kind)."""
     pairs = measured(cells)
-    rows = []
+    columns = ["kept by agreement", *PAPER, "last", "best"]
+    rows, gains = [], {}
     for name, runs in pairs.items():
-        values = [[pick(looks(rows, network)) for rows in runs] for pick in CHOICES.values()]
+        values = [
+            [CHOICES[c](looks(rows, network)) for rows in runs.values()]
+            if c in CHOICES
+            else paper(cells, name, PAPER[c], network)
+            for c in columns
+        ]
         figures = [cell(each) for each in values]
         rows.append([name, SHIFT[name], str(len(runs)), f"{base(runs):.3f}", *figures])
-    gains = {
-        name: np.array([gain(runs, pick, network) for pick in CHOICES.values()])
-        for name, runs in pairs.items()
-    }
+        gains[name] = np.array([np.mean(v) / base(runs) - 1 if v else np.nan for v in values])
     shifted = [g for name, g in gains.items() if SHIFT[name] != "none"]
     able = [g / g[-1] for g in gains.values() if g[-1] > GAIN]
     for title, figures in (
-        ("mean relative gain, shifted pairs", np.mean(shifted, 0)),
-        ("the same, no pair above +100 %", np.mean(np.minimum(shifted, 1), 0)),
-        ("median relative gain, shifted pairs", np.median(shifted, 0)),
-        ("largest relative loss, all pairs", np.min(list(gains.values()), 0)),
-        (f"share of the best look's gain, {len(able)} pairs that can gain 5 %", np.mean(able, 0)),
+        ("mean relative gain, shifted pairs", np.nanmean(shifted, 0)),
+        ("the same, no pair above +100 %", np.nanmean(np.minimum(shifted, 1), 0)),
+        ("median relative gain, shifted pairs", np.nanmedian(shifted, 0)),
+        ("largest relative loss, all pairs", np.nanmin(list(gains.values()), 0)),
+        (
+            f"share of the best look's gain, {len(able)} pairs that can gain 5 %",
+            np.nanmean(able, 0),
+        ),
     ):
         rows.append([f"**{title}**", "", "", "", *(f"{x:+.1%}" for x in figures)])
-    return table(["pair", "shift", "seeds", "base", *CHOICES], rows)
+    return table(["pair", "shift", "seeds", "base", *columns], rows)
 
 
 def _mean_cut(gains: Sequence[float]) -> float:
@@ -135,7 +156,7 @@ def compared(cells: Cells) -> str:
         default = gain(runs, CHOICES["kept by agreement"], EXPORT)
         row = [pair, f"{base(runs):.3f}", f"{base(runs) * (1 + default):.3f}"]
         for name in names:
-            if others := cells.get((pair, name), []):
+            if others := cells.get((pair, name)):
                 relative = gain(others, CHOICES["last"], "teacher")
                 gains[name].append((pair, relative, default))
             row.append(f"{base(runs) * (1 + relative):.3f}" if others else "")
@@ -170,19 +191,37 @@ def _kept_and_last(cells: Cells, names: Sequence[str]) -> str:
     """AP kept by agreement and, behind the slash, after the last iteration, mean of seeds."""
     chosen = ["default", *(n for n in names if any(s == n for _, s in cells))]
     pairs = [n for n in measured(cells) if sum((n, s) in cells for s in chosen) > 2]
-    seeds = {p: min(len(cells[p, s]) for s in chosen if (p, s) in cells) for p in pairs}
+    seeds = {
+        pair: set.intersection(*(set(cells[pair, s]) for s in chosen if (pair, s) in cells))
+        for pair in pairs
+    }
     rows = [["no adaptation", *(f"{base(cells[n, 'default']):.3f}" for n in pairs)]]
     exports = [(name, name, EXPORT) for name in chosen]
     exports.insert(1, (f"default, {OTHER} exported", "default", OTHER))
     for title, name, network in exports:
         row = [title]
         for pair in pairs:
-            runs = [looks(r, network) for r in cells.get((pair, name), [])[: seeds[pair]]]
-            ends = ([kept(run)["ap"] for run in runs], [run[-1]["ap"] for run in runs])
+            every = cells.get((pair, name), {})
+            runs = [looks(every[seed], network) for seed in sorted(seeds[pair]) if every]
+            ends = [[CHOICES[c](run) for run in runs] for c in ("kept by agreement", "last")]
             row.append(" / ".join(map(cell, ends)) if runs else "")
         rows.append(row)
-    rows.append(["*seeds*", *(str(seeds[pair]) for pair in pairs)])
+    rows.append(["*seeds*", *(str(len(seeds[pair])) for pair in pairs)])
     return table(["setting", *pairs], rows)
+
+
+def statistics(cells: Cells) -> str:
+    """Agreement and AP before any step, with shares of the images' batch-norm statistics."""
+    rows = []
+    for pair in SHIFT:
+        for seed, shares in cells.get((pair, STATISTICS), {}).items():
+            figures = [
+                f"{row['teacher'][name]:.3f}" for name in ("agreement", "ap") for row in shares
+            ]
+            rows.append([pair, str(seed), *figures])
+    of = ("trained", "half", "images")
+    head = [f"{what}, {whose}" for what in ("agreement", "AP") for whose in of]
+    return table(["pair", "seed", *head], rows)
 
 
 OPTIONS = list(product(NETWORKS, THRESHOLDS))
@@ -191,10 +230,7 @@ OPTIONS = list(product(NETWORKS, THRESHOLDS))
 def gains_by_option(cells: Cells) -> dict[str, list[float]]:
     """What every pair gains, by exported network and threshold."""
     return {
-        name: [
-            gain(runs, lambda run, t=threshold: kept(run, t)["ap"], network)
-            for network, threshold in OPTIONS
-        ]
+        name: [gain(runs, ap(ViewAgreement(threshold)), network) for network, threshold in OPTIONS]
         for name, runs in measured(cells).items()
     }
 
@@ -251,7 +287,7 @@ def curves(cells: Cells, file: Path) -> None:
         len(CURVES), len(pairs), figsize=(2.1 * len(pairs), 9.5), sharex=True, squeeze=False
     )
     for column, (name, every) in enumerate(pairs.items()):
-        runs = [looks(rows) for rows in every]
+        runs = [looks(rows) for rows in every.values()]
         for row, (key, label) in enumerate(CURVES.items()):
             axis = axes[row, column]
             values = [
@@ -259,14 +295,13 @@ def curves(cells: Cells, file: Path) -> None:
                 for run in runs
             ]
             axis.plot([look["iteration"] for look in runs[0]], np.mean(values, 0))
-            for metric, threshold in STOPS.values():
-                if metric == key:
-                    axis.axhline(threshold, color="gray", linewidth=0.8, linestyle=":")
-            for color, rule in zip(("tab:red", "tab:orange"), STOPS.values(), strict=True):
-                if key == "ap":
-                    stop = np.mean([stopped(run, *rule, key="iteration") for run in runs])
-                    axis.axvline(stop, color=color, linewidth=0.8, linestyle="--")
-            chosen = np.mean([kept(run)["iteration"] for run in runs])
+            for color, stop in zip(("tab:red", "tab:orange"), PAPER.values(), strict=True):
+                if stop.name == key:
+                    axis.axhline(stop.threshold, color="gray", linewidth=0.8, linestyle=":")
+                if key == "ap" and np.isfinite(runs[0][-1][stop.name]):
+                    mean = np.mean([stop.choose(run) for run in runs])
+                    axis.axvline(mean, color=color, linewidth=0.8, linestyle="--")
+            chosen = np.mean([ViewAgreement().choose(run) for run in runs])
             axis.axvline(chosen, color="black", linewidth=0.8)
             if column == 0:
                 axis.set_ylabel(label)
@@ -282,13 +317,14 @@ def gain_by_cost(cells: Cells, file: Path) -> None:
     config = Config()
     figure, axis = plt.subplots(figsize=(5, 3.2))
     pairs = {name: runs for name, runs in measured(cells).items() if SHIFT[name] != "none"}
-    at = [row["iteration"] for row in next(iter(pairs.values()))[0]]
+    at = [row["iteration"] for row in next(iter(next(iter(pairs.values())).values()))]
     passes = np.array(at) * config.batch_size * (config.views + 1)
     for network in NETWORKS:
         gains = np.array([
-            np.mean([[row[network]["ap"] for row in rows] for rows in runs], 0) / base(runs) - 1
+            np.mean([[row[network]["ap"] for row in rows] for rows in runs.values()], 0)
+            / base(runs)
             for runs in pairs.values()
-        ])  # fmt: skip
+        ]) - 1  # fmt: skip
         axis.plot(passes, 100 * gains.mean(0), label=f"{network}, mean")
         axis.plot(passes, 100 * np.median(gains, 0), "--", label=f"{network}, median")
     axis.set(xlabel="forward passes of a 128 x 128 crop", ylabel="relative gain of AP (%)")
@@ -309,6 +345,7 @@ def main() -> None:
         (EXPORT, stops(cells, EXPORT)),
         (OTHER, stops(cells, OTHER)),
         ("baselines", compared(cells)),
+        ("statistics", statistics(cells)),
         ("components", components(cells)),
         ("settings", settings(cells)),
         ("thresholds", thresholds(cells)),

@@ -14,12 +14,12 @@ from typing import Any, Literal
 import numpy as np
 import tifffile
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from selfadapt._adaptation import SelfAdaptation, Stop
 from selfadapt._adapter import Adapter
-from selfadapt._batch_norm import adabn, batch_norms
+from selfadapt._batch_norm import adabn, batch_norms, mixed
 from selfadapt._config import Config
 from selfadapt._crops import Crops
 from selfadapt._errors import CheckpointError, ConfigError, ImageError
@@ -32,8 +32,10 @@ from selfadapt._rundir import Row, RunDirectory
 
 LOG_EVERY = 10
 """Steps between two rows of the history, beside those of the validation points."""
-STATISTICS_BATCHES = 16
+STATISTICS_BATCHES = 64
 """Batches over which batch-norm statistics of the images are measured."""
+STATISTICS_RISE = 0.05
+"""Rise of agreement from which they are taken: more than a look needs, since it is one leap."""
 EXAMPLES = 4
 """Held-out images of which instances before and after are kept for the report."""
 
@@ -275,31 +277,26 @@ def first_look(run: SelfAdaptation, crops: Crops, looks: Validation, stop: Stop 
     """
     row: Row = {"iteration": 0, **looks(run.initial)}
     policy = run.config.batch_norm
-
-    def measured(share: float) -> nn.Module:
+    choosing = policy == "auto" and isinstance(stop, ViewAgreement)
+    if batch_norms(run.initial) and (policy == "target" or choosing):
         batches = crops.batches(0, STATISTICS_BATCHES)
-        return adabn(run.adapter.with_model(run.initial), batches, share)
-
-    if batch_norms(run.initial) and policy == "target":
-        run.start_from(measured(1.0))
-    elif batch_norms(run.initial) and policy == "auto" and isinstance(stop, ViewAgreement):
-        for name, share in _SHARES.items():
-            row[name] = looks(measured(share))["agreement"]
-        if better := _better_statistics(row, stop):
-            run.start_from(measured(_SHARES[better]))
+        measured = adabn(run.adapter.with_model(run.initial), batches)
+        models = {0.0: run.initial, 0.5: mixed(run.initial, measured, 0.5), 1.0: measured}
+        share = 1.0
+        if choosing:
+            row["agreement_half"] = looks(models[0.5])["agreement"]
+            row["agreement_target"] = looks(measured)["agreement"]
+            share = _best_share(row)
+        row["target_statistics"] = share
+        run.start_from(models[share])
     return row
 
 
-_SHARES = {"agreement_half": 0.5, "agreement_target": 1.0}
-"""Batch-norm statistics that are tried: this share of the images', the trained ones otherwise."""
-
-
-def _better_statistics(first: Row, stop: Stop | None) -> str | None:
-    """The entry of _SHARES with which copies agree best, if better by the threshold."""
-    name = max(_SHARES, key=lambda name: first.get(name, -math.inf))
-    if name not in first or not isinstance(stop, ViewAgreement):
-        return None
-    return name if stop.rises(first["agreement"], first[name]) else None
+def _best_share(first: Row) -> float:
+    """Of the batch-norm statistics of the images, by how well copies agree."""
+    agreement = {0.5: first["agreement_half"], 1.0: first["agreement_target"]}
+    best = max(agreement, key=agreement.__getitem__)
+    return best if agreement[best] - first["agreement"] >= STATISTICS_RISE else 0.0
 
 
 _SHOWN = ("loss", "kept", "d_emb", "agreement")
@@ -333,8 +330,8 @@ def _most_agreeing(stop: ViewAgreement, history: list[Row]) -> Verdict:
     agreement = {int(look["iteration"]): look[stop.name] for look in looks}
     if kept := stop.choose(looks):
         change = f"{agreement[0]:.3f} -> {agreement[kept]:.3f}"
-        if better := _better_statistics(looks[0], stop):
-            change += f", with {_SHARES[better]:.0%} batch-norm statistics of these images"
+        if share := looks[0].get("target_statistics"):
+            change += f", with {share:.0%} batch-norm statistics of these images"
         return Verdict(kept, f"flipped and turned copies agree best at iteration {kept} ({change})")
     return Verdict(
         0,

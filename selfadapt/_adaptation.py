@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from selfadapt._adapter import Adapter
 from selfadapt._augment import augment
-from selfadapt._batch_norm import batch_norms
+from selfadapt._batch_norm import freeze_statistics
 from selfadapt._config import Config
 from selfadapt._errors import CheckpointError, ConfigError, ImageError
 from selfadapt._losses import l2_sp, masked_mean
@@ -327,8 +327,7 @@ class SelfAdaptation:
         """Train mode, then the batch-norm policy (some models override `train`)."""
         self.student.train()
         if self.config.batch_norm != "batch":
-            for layer in batch_norms(self.student):
-                layer.eval()
+            freeze_statistics(self.student)
 
 
 def learning_rate(iteration: int, config: Config) -> float:

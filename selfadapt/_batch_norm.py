@@ -1,6 +1,5 @@
 """Batch-norm layers and the statistics that they normalise with."""
 
-import copy
 from collections.abc import Iterable
 
 import torch
@@ -18,6 +17,14 @@ def batch_norms(model: nn.Module) -> list[BatchNorm]:
     return [layer for layer in layers if layer.running_mean is not None]
 
 
+def freeze_statistics(model: nn.Module) -> None:
+    """Let batch-norm layers of a model in train mode use, and keep, their running statistics."""
+    for module in model.modules():
+        scripted = getattr(module, "original_name", "")
+        if isinstance(module, BatchNorm) or scripted.startswith(("BatchNorm", "SyncBatchNorm")):
+            module.eval()
+
+
 @torch.no_grad()
 def adabn(adapter: Adapter, batches: Iterable[Tensor], share: float = 1.0) -> nn.Module:
     """A copy of the network whose batch-norm layers hold the mean statistics of `batches`.
@@ -27,23 +34,32 @@ def adabn(adapter: Adapter, batches: Iterable[Tensor], share: float = 1.0) -> nn
 
     Args:
         adapter: the model.
-        batches: prepared crops, float `[B, C, S, S]` each; sixteen batches of 4 do.
+        batches: prepared crops, float `[B, C, S, S]` each, of as many images as possible: means
+            of few crops vary, and the network with them (`adapt` takes 64 batches).
         share: of the new statistics, in (0, 1]; the trained ones make up the rest (Schneider et
             al. 2020, arXiv 2006.16971, Eq. 1).
     """
     device = next(adapter.model.parameters()).device
     model = copy_network(adapter.model, device).eval()
     layers = batch_norms(model)
-    trained = copy.deepcopy(layers)
+    usual = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # the plain mean over batches
         layer.train()
     for images in batches if layers else ():
         adapter.forward(model, images.to(device))
-    for layer, before in zip(layers, trained, strict=True):
-        layer.momentum = before.momentum
+    for layer, momentum in zip(layers, usual, strict=True):
+        layer.momentum = momentum
+    return mixed(adapter.model, model.eval(), share)
+
+
+@torch.no_grad()
+def mixed(trained: nn.Module, measured: nn.Module, share: float) -> nn.Module:
+    """A copy of `measured` with `share` of its batch-norm statistics, the rest of `trained`."""
+    model = copy_network(measured, next(measured.parameters()).device)
+    for layer, before in zip(batch_norms(model), batch_norms(trained), strict=True):
         for new, old in zip(layer.buffers(), before.buffers(), strict=True):
             if new.is_floating_point():  # all but the count of batches
                 new.lerp_(old, 1 - share)
-    return model.eval()
+    return model

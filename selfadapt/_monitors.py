@@ -163,12 +163,7 @@ class FalseNegativeRate(_InstanceMonitor):
     def check(self, adapter: "Adapter", initial: Sequence[Prediction]) -> None:
         if not adapter.can_decode:
             raise no_decode(adapter)
-        if not any(_count(prediction) for prediction in initial):
-            raise ConfigError(
-                "FalseNegativeRate has nothing to compare with: the initial model finds no "
-                "instance in the held-out images. Check scale and normalisation, or stop by "
-                "EmbeddingDrift (shell: --stop embedding)."
-            )
+        _check_any_instance(self, initial)
 
     def update(self, initial: Prediction, current: Prediction) -> None:
         if initial.instances is None or current.instances is None:
@@ -211,15 +206,18 @@ class ViewAgreement(_InstanceMonitor):
     def choose(self, looks: Sequence[Mapping[str, float]]) -> int:
         """Iteration of the look that agrees best with itself, or 0."""
         best = max(looks, key=lambda look: look[self.name])
-        return int(best["iteration"]) if self.rises(looks[0][self.name], best[self.name]) else 0
-
-    def rises(self, first: float, now: float) -> bool:
-        """Whether the agreement `now` is better than the `first` by the threshold."""
-        return now - first >= self.threshold
+        rise = best[self.name] - looks[0][self.name]
+        return int(best["iteration"]) if rise >= self.threshold else 0
 
     def check(self, adapter: "Adapter", initial: Sequence[Prediction]) -> None:
         if not adapter.can_decode:
             raise no_decode(adapter)
+        if len(adapter.outputs.symmetries) == 1:
+            raise ConfigError(
+                "ViewAgreement needs flipped or turned copies, and the heads allow none: stop by "
+                "EmbeddingDrift (shell: --stop embedding)."
+            )
+        _check_any_instance(self, initial)
 
     def update(self, initial: Prediction, current: Prediction) -> None:
         for first, copied in current.copies:
@@ -231,8 +229,18 @@ class ViewAgreement(_InstanceMonitor):
 
 
 def usual_criterion(adapter: "Adapter") -> type[ViewAgreement] | type[EmbeddingDrift]:
-    """What "auto" stands for: agreement, or drift where no instances can be decoded."""
-    return ViewAgreement if adapter.can_decode else EmbeddingDrift
+    """What "auto" stands for: agreement, or drift where there are no instances or no copies."""
+    copies = len(adapter.outputs.symmetries) > 1
+    return ViewAgreement if adapter.can_decode and copies else EmbeddingDrift
+
+
+def _check_any_instance(monitor: Monitor, initial: Sequence[Prediction]) -> None:
+    if not any(_count(prediction) for prediction in initial):
+        raise ConfigError(
+            f"{type(monitor).__name__} has nothing to compare with: the initial model finds no "
+            "instance in the held-out images. Check scale and normalisation, or stop by "
+            "EmbeddingDrift (shell: --stop embedding)."
+        )
 
 
 def _count(prediction: Prediction) -> int:

@@ -244,6 +244,18 @@ def test_batch_norm_policy(policy):
     assert run.student.bottleneck[2].training  # dropout stays on
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_batch_norm_of_torchscript_keeps_its_statistics_too():
+    adapter = SmallAdapter()
+    adapter.model = torch.jit.script(adapter.model)
+    adapter.embedding_module = lambda model: None
+    run = SelfAdaptation(adapter, config(batch_norm="source"))
+    before = {name: t.clone() for name, t in run.student.named_buffers()}
+    run.step(torch.rand(2, 1, 32, 32) + 5)
+    assert len(before) == 3
+    assert all(torch.equal(t, before[name]) for name, t in run.student.named_buffers())
+
+
 def test_adabn_takes_the_mean_statistics_of_the_batches_and_nothing_else():
     adapter = SmallAdapter()
     before = {name: t.clone() for name, t in adapter.model.state_dict().items()}

@@ -16,6 +16,7 @@ import torch
 from helpers import IMAGES, SmallAdapter, config, discs
 
 from selfadapt import (
+    Binary,
     CheckpointError,
     Config,
     ConfigError,
@@ -35,7 +36,9 @@ from selfadapt import (
     prepare,
     write_report,
 )
+from selfadapt._adapt import STATISTICS_RISE
 from selfadapt._rundir import RunDirectory
+from selfadapt._symmetry import D4
 
 
 def batches(count):
@@ -347,9 +350,9 @@ def test_batch_norm_statistics_of_the_images_are_taken_where_copies_agree_better
     assert not start("source", ViewAgreement())[0]
     assert not start("auto", None)[0]  # no criterion that could tell
     taken, risen = start("auto", ViewAgreement())
-    assert taken == (risen >= ViewAgreement().threshold)
+    assert taken == (risen >= STATISTICS_RISE)
     shifted = adapter.with_model(copy.deepcopy(adapter.model))
-    shifted.model.stem[1].running_mean += 3  # statistics of quite other images
+    shifted.model.stem[1].running_mean += 1  # statistics of quite other images
     result = adapt(shifted, IMAGES, config=config(), progress=False)
     first = result.history[0]
     assert first["agreement_target"] > first["agreement"]
@@ -360,6 +363,24 @@ def test_batch_norm_statistics_of_the_images_are_taken_where_copies_agree_better
     target = adapt(shifted, IMAGES, config=config(batch_norm="target"), stop=None, progress=False)
     whole = target.select(target.snapshots[-1]).model.stem[1].running_mean - initial
     torch.testing.assert_close(away, whole * share / 100)
+
+
+def test_agreement_is_refused_where_it_cannot_see_anything():
+    class OneWayUp(Binary):
+        def represents(self, g):
+            return g == D4[0]
+
+    class Fixed(SmallAdapter):
+        def __init__(self):
+            super().__init__()
+            self.outputs = OutputSpec(flow=Vector(), cellprob=OneWayUp())
+
+    blind = SmallAdapter()
+    blind.model.up[1].bias.data.fill_(-1e3)  # finds nothing
+    images = [torch.rand(1, 32, 32)]
+    for adapter, complaint in ((Fixed(), "the heads allow none"), (blind, "no instance")):
+        with pytest.raises(ConfigError, match=complaint):
+            Validation(adapter, adapter.model, images, [ViewAgreement()])
 
 
 class NoDecode(SmallAdapter):
