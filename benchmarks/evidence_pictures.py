@@ -22,13 +22,7 @@ from stardist.matching import matching
 
 from selfadapt import adapt, match
 
-PICTURES = (
-    "smp to photons",
-    "stardist to photons",
-    "smp to he",
-    "cellpose to he",
-    "smp to fluo256",
-)
+PICTURES = ("smp to photons", "cellpose to photons", "stardist to he", "smp to he")
 FOUND, FALSE, MISSED = (0.2, 0.9, 0.4), (1.0, 0.25, 0.2), (0.3, 0.6, 1.0)
 
 Array = NDArray[Any]
