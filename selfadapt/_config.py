@@ -31,7 +31,7 @@ class Config:
             trained model. "target": those of the images, measured once by `adapt` before the
             first step (AdaBN). "auto": "source", "target" or the mean of both, whichever lets
             flipped and turned copies agree best; another than "source" only where they agree
-            better by the threshold of `ViewAgreement`, and never with another criterion.
+            better by 0.05, and never with another criterion.
             "batch": the student takes those of each batch and updates its running statistics,
             which the teacher copies.
         views: number of weak views (flips and quarter turns) the teacher averages, 1 to 8. Fewer
