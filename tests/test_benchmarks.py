@@ -1,0 +1,131 @@
+"""Baselines and the report of `benchmarks/evidence.py`, on small networks and hand-made cells."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import SmallAdapter, config
+
+from selfadapt import Binary, OutputSpec
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def report(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import evidence_report
+
+    return evidence_report
+
+
+@pytest.fixture
+def baselines(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import baselines
+
+    return baselines
+
+
+class ForegroundAdapter(SmallAdapter):
+    def __init__(self):
+        super().__init__()
+        self.model.up[1] = torch.nn.Conv2d(16, 1, 3, padding=1)
+        self.outputs = OutputSpec(cellprob=Binary())
+
+
+def test_tta_is_the_mean_probability_over_flips_and_turns(baselines):
+    adapter = ForegroundAdapter()
+    adapter.model.eval()
+    image = torch.rand(1, 32, 32)
+    averaged = baselines.tta(adapter).forward_tiled(adapter.model, image)["cellprob"]
+    views = []
+    with torch.no_grad():
+        for turn in range(4):
+            for flip in (False, True):
+                view = torch.rot90(image, turn, (1, 2))
+                view = view.flip(2) if flip else view
+                out = adapter.model(view[None])[0].sigmoid()
+                out = out.flip(2) if flip else out
+                views.append(torch.rot90(out, -turn, (1, 2)))
+    torch.testing.assert_close(averaged.sigmoid(), torch.stack(views).mean(0))
+
+
+def test_tent_lowers_the_entropy_by_scale_and_shift_alone(baselines):
+    adapter = ForegroundAdapter()
+    images = torch.rand(4, 1, 32, 32)
+    settings = config(learning_rate=1e-2)
+    tuned = baselines.tent(adapter, [images] * 20, settings).model
+    before = adapter.model.state_dict()
+    changed = {n for n, t in tuned.state_dict().items() if not torch.equal(t, before[n])}
+    parameters = {n for n in changed if "running" not in n and "num_batches" not in n}
+    assert parameters == {"stem.1.weight", "stem.1.bias"}
+
+    def entropy(model):
+        torch.manual_seed(0)  # of dropout
+        p = model.train()(images).sigmoid().detach()
+        return float(-(p * p.log() + (1 - p) * (1 - p).log()).mean())
+
+    assert entropy(tuned) < entropy(adapter.model)
+
+
+def look(ap: float, agreement: float, d_emb: float = 0.0):
+    return {"ap": ap, "agreement": agreement, "d_emb": d_emb, "fn_rate": 0.0}
+
+
+def cell(pair: str, *teacher, student=None, seed=0):
+    """Looks of a run at every 50th step."""
+    rows = [
+        {"iteration": 50 * k, "teacher": t, "student": s}
+        for k, (t, s) in enumerate(zip(teacher, student or teacher, strict=True))
+    ]
+    return {"pair": pair, "setting": "default", "seed": seed, "rows": rows}
+
+
+def cells_of(report, tmp_path, *cells):
+    file = tmp_path / "cells.jsonl"
+    file.write_text("".join(json.dumps(each) + "\n" for each in cells))
+    return report.read(file)
+
+
+def line(table: str, start: str) -> list[str]:
+    row = next(row for row in table.splitlines() if row.startswith(f"| {start} |"))
+    return [figure.strip() for figure in row.strip("|").split("|")]
+
+
+def test_table_of_stops(report, tmp_path):
+    gains = [look(0.5, 0.5), look(0.6, 0.6, 0.4), look(0.4, 0.7, 0.6), look(0.7, 0.65, 0.4)]
+    blind = [look(0.5, 0.5, math.nan), look(0.6, 0.51, math.nan)]
+    cells = cells_of(
+        report,
+        tmp_path,
+        cell("smp to he", *gains),
+        cell("smp to he", *[each | {"agreement": 0.5} for each in gains], seed=1),
+        cell("broad to he", *blind),
+    )
+    table = report.stops(cells, "teacher")
+    # base; kept by agreement: the third look, and the first; D_emb: before the third; last; best
+    assert line(table, "smp to he")[2:] == [
+        "2", "0.500", "0.450 ± 0.071", "0.600 ± 0.000", "0.700 ± 0.000", "0.700 ± 0.000",
+        "0.700 ± 0.000",
+    ]  # fmt: skip
+    assert line(table, "broad to he")[3:] == ["0.500", "0.500", "", "0.600", "0.600", "0.600"]
+    assert line(table, "**largest relative loss, all pairs**")[4:6] == ["-10.0%", "+20.0%"]
+
+
+def test_options_are_chosen_on_the_other_pairs(report, tmp_path):
+    """The student gains more and harms one pair; where that one is left out, it is chosen."""
+    helped = [look(0.5, 0.5), look(0.6, 0.7)], [look(0.5, 0.5), look(0.8, 0.7)]
+    harmed = [look(0.5, 0.5), look(0.5, 0.51)], [look(0.5, 0.5), look(0.4, 0.7)]
+    cells = cells_of(
+        report,
+        tmp_path,
+        *(cell(f"{n} to photons", *helped[0], student=helped[1]) for n in ("smp", "stardist")),
+        cell("cellpose to he", *harmed[0], student=harmed[1]),
+    )
+    table = report.left_out(cells)
+    assert line(table, "smp to photons")[1::2] == ["teacher", "+20.0%"]
+    assert line(table, "cellpose to he")[1::2] == ["student", "-20.0%"]
+    assert line(table, "**all pairs**")[1] == "**teacher**"
