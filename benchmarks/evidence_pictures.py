@@ -73,7 +73,7 @@ def main() -> None:
         figure, axes = plt.subplots(2, 3, figsize=(9, 6.3), layout="constrained")
         for line, (_, scores, image, truth, labels) in zip(axes, (rows[-1], rows[0]), strict=True):
             nothing = np.zeros_like(truth)
-            line[0].imshow(outlined(image, nothing, nothing))
+            line[0].imshow(outlined(image, nothing, nothing), interpolation="nearest")
             line[0].set_title("image", fontsize=9)
             for k, name in enumerate(("before", "after")):
                 line[k + 1].imshow(outlined(image, truth, labels[k]), interpolation="nearest")
