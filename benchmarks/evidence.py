@@ -192,13 +192,12 @@ def main() -> None:
             rows = baseline(setting, prepared, config)
         else:
             rows = trajectory(prepared, config)
-        cell = {"pair": pair.name, "setting": setting, "seed": seed, "rows": rows}
+        seconds = round(time.time() - start)
+        cell = {"pair": pair.name, "setting": setting, "seed": seed, "seconds": seconds}
         with args.out.open("a") as file:
-            file.write(json.dumps(cell) + "\n")
+            file.write(json.dumps(cell | {"rows": rows}) + "\n")
         told = "nothing to change" if rows is None else summary(rows)
-        print(
-            f"{pair.name}, {setting}, seed {seed}: {told}; {time.time() - start:.0f} s", flush=True
-        )
+        print(f"{pair.name}, {setting}, seed {seed}: {told}; {seconds} s", flush=True)
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
