@@ -69,7 +69,7 @@ LOOK_SIDE = 256
 NETWORKS = ("teacher", "student")
 
 
-def start(prepared: Task, config: Config) -> tuple[SelfAdaptation, Validation, Crops]:
+def set_up(prepared: Task, config: Config) -> tuple[SelfAdaptation, Validation, Crops]:
     adapter = prepared.adapter
     held_out = [prepare(adapter, source.read(), str(source)) for source in prepared.held_out]
     run = SelfAdaptation(adapter, config)
@@ -82,7 +82,7 @@ def start(prepared: Task, config: Config) -> tuple[SelfAdaptation, Validation, C
 def trajectory(prepared: Task, config: Config) -> list[dict[str, Any]]:
     """Figures and scores of teacher and student at each look, the first before any step."""
     adapter = prepared.adapter
-    run, looks, crops = start(prepared, config)
+    run, looks, crops = set_up(prepared, config)
     first = first_look(run, crops, looks, ViewAgreement()) | scores(adapter, prepared)
     rows: list[dict[str, Any]] = [{"iteration": 0} | dict.fromkeys(NETWORKS, first)]
     for info in run.iterate(crops.batches(0, config.iterations)):
@@ -106,7 +106,7 @@ def statistics(prepared: Task, config: Config) -> list[dict[str, Any]] | None:
     adapter = prepared.adapter
     if not batch_norms(adapter.model):
         return None
-    run, looks, crops = start(prepared, config)
+    run, looks, crops = set_up(prepared, config)
     measured = adabn(adapter, crops.batches(0, STATISTICS_BATCHES))
     rows = []
     for share in (0.0, 0.5, 1.0):

@@ -93,9 +93,14 @@ CHOICES: dict[str, Choice] = {
 PAPER: dict[str, Monitor] = {"stop D_emb": EmbeddingDrift(), "stop FN": FalseNegativeRate()}
 
 
+def mean_ap(runs: Runs, pick: Choice, network: str) -> float:
+    """Over seeds."""
+    return float(np.mean([pick(looks(rows, network)) for rows in runs.values()]))
+
+
 def gain(runs: Runs, pick: Choice, network: str) -> float:
     """Relative change of AP, mean of seeds."""
-    return float(np.mean([pick(looks(rows, network)) for rows in runs.values()])) / base(runs) - 1
+    return mean_ap(runs, pick, network) / base(runs) - 1
 
 
 def paper(cells: Cells, pair: str, stop: Monitor, network: str) -> list[float]:
@@ -154,13 +159,13 @@ def compared(cells: Cells) -> str:
     names = [*BASELINES, "mean teacher"]
     rows, gains = [], defaultdict(list)
     for pair, runs in measured(cells).items():
-        default = gain(runs, CHOICES["kept by agreement"], EXPORT)
-        row = [pair, f"{base(runs):.3f}", f"{base(runs) * (1 + default):.3f}"]
+        before, default = base(runs), mean_ap(runs, CHOICES["kept by agreement"], EXPORT)
+        row = [pair, f"{before:.3f}", f"{default:.3f}"]
         for name in names:
             if others := cells.get((pair, name)):
-                relative = gain(others, CHOICES["last"], "teacher")
-                gains[name].append((pair, relative, default))
-            row.append(f"{base(runs) * (1 + relative):.3f}" if others else "")
+                after = mean_ap(others, CHOICES["last"], "teacher")
+                gains[name].append((pair, after / before - 1, default / before - 1))
+            row.append(f"{after:.3f}" if others else "")
         rows.append(row)
     for title, column, shifted_only, how in (
         ("mean relative gain, shifted pairs, each at most +100 %", 1, True, _mean_cut),

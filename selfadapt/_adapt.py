@@ -281,9 +281,9 @@ def first_look(run: SelfAdaptation, crops: Crops, looks: Validation, stop: Stop 
     if batch_norms(run.initial) and (policy == "target" or choosing):
         batches = crops.batches(0, STATISTICS_BATCHES)
         measured = adabn(run.adapter.with_model(run.initial), batches)
-        models = {0.0: run.initial, 0.5: mixed(run.initial, measured, 0.5), 1.0: measured}
-        share = 1.0
+        models, share = {1.0: measured}, 1.0
         if choosing:
+            models |= {0.0: run.initial, 0.5: mixed(run.initial, measured, 0.5)}
             row["agreement_half"] = looks(models[0.5])["agreement"]
             row["agreement_target"] = looks(measured)["agreement"]
             share = _best_share(row)
