@@ -12,7 +12,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from common import kept
 from evidence import BASELINES, NETWORKS, SETTINGS, STATISTICS
-from pairs import PAIRS
+from pairs import FRESH, PAIRS, Pair
 
 from selfadapt import Config, EmbeddingDrift, FalseNegativeRate, Monitor, ViewAgreement
 
@@ -36,7 +36,8 @@ THRESHOLDS = (0.001, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05)
 HARM, GAIN, SHARE = 0.01, 0.05, 0.9
 """Relative AP that counts as harm, and from which on a pair has something to gain; the share of
 that which is to be kept."""
-SHIFT = {pair.name: pair.shift for pair in PAIRS}
+SHIFT = {pair.name: pair.shift for pair in PAIRS + FRESH}
+TARGET = {pair.name: pair.target for pair in PAIRS}
 CURVES = {
     "ap": "AP",
     "agreement": "agreement",
@@ -68,9 +69,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
-def measured(cells: Cells) -> dict[str, Runs]:
+def measured(cells: Cells, pairs: Sequence[Pair] = PAIRS) -> dict[str, Runs]:
     """Seeds of every pair that was run with the defaults and whose base finds anything."""
-    found = {pair.name: cells.get((pair.name, "default"), {}) for pair in PAIRS}
+    found = {pair.name: cells.get((pair.name, "default"), {}) for pair in pairs}
     return {n: runs for n, runs in found.items() if runs and base(runs) > 0}
 
 
@@ -118,12 +119,11 @@ def paper(cells: Cells, pair: str, stop: Monitor, network: str) -> list[float]:
     return [kept(run, stop)["ap"] for run in every if np.isfinite(run[-1][stop.name])]
 
 
-def stops(cells: Cells, network: str) -> str:
+def stops(cells: Cells, network: str, pairs: Sequence[Pair] = PAIRS) -> str:
     """Base, what each criterion keeps, last and best look, for every pair (Table 1 in kind)."""
-    pairs = measured(cells)
     columns = ["kept by agreement", *PAPER, "last", "best"]
     rows, gains = [], {}
-    for name, runs in pairs.items():
+    for name, runs in measured(cells, pairs).items():
         values = [
             [CHOICES[c](looks(rows, network)) for rows in runs.values()]
             if c in CHOICES
@@ -243,7 +243,7 @@ def gains_by_option(cells: Cells) -> dict[str, list[float]]:
 
 
 def left_out(cells: Cells) -> str:
-    """Which network to export and which threshold, chosen on the other pairs only.
+    """Which network to export and which threshold, chosen on other pairs, or on other targets.
 
     Chosen is the largest mean gain over shifted pairs (each cut at +100 %, so that one does not
     decide alone) among the options that harm no pair by more than HARM and keep SHARE of what
@@ -259,25 +259,34 @@ def left_out(cells: Cells) -> str:
         worst = np.min([gains[n] for n in names], 0)
         means = [_mean_cut([gains[n][i] for n in names if SHIFT[n] != "none"]) for i in INDICES]
         shares = [
-            np.mean([gains[n][i] / oracle[n][i] for n in names if oracle[n][i] > GAIN])
+            np.mean([gains[n][i] / oracle[n][i] for n in names if oracle[n][i] > GAIN] or [1.0])
             for i in INDICES
         ]
         good = (worst >= -HARM) & (np.array(shares) >= SHARE)
         value = np.where(good, means, worst - 10).round(4)
         return max(INDICES, key=lambda i: (value[i], OPTIONS[i][1]))
 
+    def result(name: str, option: int) -> tuple[str, float]:
+        network, threshold = OPTIONS[option]
+        return f"{network}, {threshold}", gains[name][option]
+
     rows, results = [], {}
     for name in gains:
-        option = best([other for other in gains if other != name])
-        results[name] = gains[name][option]
-        network, threshold = OPTIONS[option]
-        rows.append([name, network, f"{threshold}", f"{results[name]:+.1%}"])
+        without_pair = [other for other in gains if other != name]
+        without_target = [other for other in gains if TARGET[other] != TARGET[name]]
+        chosen = [result(name, best(others)) for others in (without_pair, without_target)]
+        results[name] = [made for _, made in chosen]
+        rows.append([name, *chain.from_iterable((what, f"{made:+.1%}") for what, made in chosen)])
     network, threshold = OPTIONS[best(list(gains))]
-    shifted = [g for name, g in results.items() if SHIFT[name] != "none"]
-    rows.append(["**all pairs**", f"**{network}**", f"**{threshold}**", ""])
-    rows.append(["**mean, shifted pairs**", "", "", f"{_mean_cut(shifted):+.1%}"])
-    rows.append(["**largest loss**", "", "", f"{min(results.values()):+.1%}"])
-    return table(["left out", "export", "threshold", "its gain"], rows)
+    shifted = np.array([made for name, made in results.items() if SHIFT[name] != "none"])
+    for title, figures in (
+        ("mean, shifted pairs", [_mean_cut(column) for column in shifted.T]),
+        ("largest loss", np.min(list(results.values()), 0)),
+    ):
+        rows.append([f"**{title}**", *chain.from_iterable(("", f"{x:+.1%}") for x in figures)])
+    rows.append([f"**nothing left out: {network}, {threshold}**", "", "", "", ""])
+    head = ["judged", "chosen without the pair", "gain", "chosen without its target", "gain"]
+    return table(head, rows)
 
 
 def thresholds(cells: Cells) -> str:
@@ -361,6 +370,7 @@ def main() -> None:
     for name, made in (
         (EXPORT, stops(cells, EXPORT)),
         (OTHER, stops(cells, OTHER)),
+        ("fresh", stops(cells, EXPORT, FRESH)),
         ("baselines", compared(cells)),
         ("statistics", statistics(cells)),
         ("components", components(cells)),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 from sources import DIAMETERS, load
 
 from selfadapt import Adapter, Binary, LazyImage, OutputSpec, open_images
@@ -21,29 +22,31 @@ DIAMETER = 21
 ADAPTED_TO, SCORED, SIDE = 48, 16, 320
 PHOTONS = 20
 """Mean number of photons in the brightest pixel of an image of the domain "photons"."""
+BLUR = 3.0
+"""Standard deviation, in pixels, of the blur of the domain "defocus"."""
 
 
 @dataclass(frozen=True)
 class Pair:
     """A family's network and a target; `shift` is none, slight or strong.
 
-    `tuned`: the network was fine-tuned, with labels, on the images that are adapted to.
+    `tuned`: on which domain's training images the network was fine-tuned, with labels, if any.
     """
 
     family: str
     target: str
     shift: str
-    tuned: bool = False
+    tuned: str = ""
 
     @property
     def name(self) -> str:
-        source = f"{self.family} ({self.target})" if self.tuned else self.family
+        source = f"{self.family} ({self.tuned})" if self.tuned else self.family
         return f"{source} to {self.target}"
 
     @property
     def network(self) -> str:
         """Name of the file or folder of its weights."""
-        return f"{self.family}-{self.target}" if self.tuned else self.family
+        return f"{self.family}-{self.tuned}" if self.tuned else self.family
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,22 @@ PAIRS = [
     Pair("cpnet", "fluo256", "slight"),
     Pair("cpnet", "he", "strong"),
     Pair("stardist", "usiigaci_phase", "strong"),
-    Pair("stardist", "fluo256", "none", tuned=True),
-    Pair("stardist", "he", "none", tuned=True),
-    Pair("cellpose", "he", "none", tuned=True),
+    Pair("stardist", "fluo256", "none", tuned="fluo256"),
+    Pair("stardist", "he", "none", tuned="he"),
+    Pair("cellpose", "he", "none", tuned="he"),
 ]
+"""The method and its defaults were developed on these."""
+FRESH = [
+    *(Pair(family, "defocus", "strong") for family in ("smp", "stardist", "cellpose")),
+    Pair("broad", "fluo360", "slight"),
+    Pair("stardist", "fluo520", "slight", tuned="fluo256"),
+    Pair("stardist", "he", "strong", tuned="fluo256"),
+    Pair("stardist", "fluo520", "strong", tuned="he"),
+    Pair("stardist", "fluo256", "strong", tuned="he"),
+    Pair("cellpose", "fluo520", "strong", tuned="he"),
+    Pair("cellpose", "fluo256", "strong", tuned="he"),
+]
+"""These were run once everything was chosen, and nothing was changed for them."""
 
 
 def smp(target: str, _: Path, __: Path) -> Adapter:
@@ -88,7 +103,7 @@ def stardist(target: str, network: Path, _: Path) -> Adapter:
     """Trained by `sources.py` on fluo360 and fluo520."""
     from selfadapt_stardist import StardistAdapter
 
-    scale = DIAMETER / DIAMETERS[target]
+    scale = DIAMETER / DIAMETERS[taken_from(target)]
     return StardistAdapter(network, scale=scale, gray=_gray(target))
 
 
@@ -106,7 +121,7 @@ def _cellpose(target: str, network: Path) -> Adapter:
     from selfadapt_cellpose import CellposeAdapter
 
     colour: dict[str, Any] = {"channels": (0, 0), "invert": True} if target == "he" else {}
-    diameter = DIAMETERS[target]
+    diameter = DIAMETERS[taken_from(target)]
     return CellposeAdapter(network, diameter=diameter, resample=False, **colour)
 
 
@@ -140,15 +155,15 @@ def _gray(target: str) -> Any:
 
 def task(pair: Pair, networks: Path, shared: Path) -> Task:
     """Load a pair: adapter, images to adapt to, held-out ones for the looks, scored ones."""
-    domain = load(shared, "fluo520" if pair.target == "photons" else pair.target)
+    domain = load(shared, taken_from(pair.target))
     train, test = [list(part) for part in (domain.train, domain.test)]
-    if pair.family == "smp" and pair.target in ("fluo520", "photons"):
+    if pair.family == "smp" and domain.name == "fluo520":
         everything = domain.in_order  # of these, the first 75 have trained the bundled network
         train, test = everything[:75], everything[75:]
     rng = np.random.default_rng(0)
-    if pair.target == "photons":
-        train = [(few_photons(image, rng), labels) for image, labels in train]
-        test = [(few_photons(image, rng), labels) for image, labels in test]
+    if degrade := SIMULATED.get(pair.target):
+        train = [(degrade(image, rng), labels) for image, labels in train]
+        test = [(degrade(image, rng), labels) for image, labels in test]
     train = [train[i] for i in rng.permutation(len(train))[:ADAPTED_TO]]
     sources = open_images([image for image, _ in train], channel_axis=0)
     kept_back = max(2, len(sources) // 4)
@@ -165,6 +180,22 @@ def few_photons(image: Any, rng: np.random.Generator) -> Any:
     low, high = np.percentile(image, (1, 99.9))
     mean = np.clip((image - low) / (high - low), 0, None) * PHOTONS + 2
     return rng.poisson(mean).astype(np.float32)
+
+
+def defocused(image: Any, _: np.random.Generator) -> Any:
+    """The image as it would be out of focus."""
+    return gaussian_filter(image.astype(np.float32), (0, BLUR, BLUR))
+
+
+SIMULATED: dict[str, Callable[[Any, np.random.Generator], Any]] = {
+    "photons": few_photons, "defocus": defocused,
+}  # fmt: skip
+"""Domains made of fluo520."""
+
+
+def taken_from(target: str) -> str:
+    """The domain of the files of a target."""
+    return "fluo520" if target in SIMULATED else target
 
 
 def middle(image: Any, labels: Any) -> tuple[Any, Any]:

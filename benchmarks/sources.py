@@ -26,10 +26,8 @@ from torch.nn import functional
 from selfadapt import normalize_percentile, open_images, to_gray
 
 CROP, BATCH, RATE, TUNING_RATE = 128, 8, 2e-3, 5e-4
-DIAMETERS = {
-    "fluo256": 14, "fluo360": 47, "fluo520": 28, "he": 21, "usiigaci_phase": 47, "photons": 28
-}  # fmt: skip
-"""Median diameter of the objects, in pixels; "photons" is fluo520 with fewer of them."""
+DIAMETERS = {"fluo256": 14, "fluo360": 47, "fluo520": 28, "he": 21, "usiigaci_phase": 47}
+"""Median diameter of the objects, in pixels."""
 SIZES = (11, 40)
 """Diameters that a network is to know, in pixels."""
 

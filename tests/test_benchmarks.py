@@ -115,17 +115,22 @@ def test_table_of_stops(report, tmp_path):
     assert line(table, "**largest relative loss, all pairs**")[4:6] == ["-10.0%", "+20.0%"]
 
 
-def test_options_are_chosen_on_the_other_pairs(report, tmp_path):
-    """The student gains more and harms one pair; where that one is left out, it is chosen."""
+def test_options_are_chosen_on_other_pairs_or_targets(report, tmp_path):
+    """The student gains more, and harms H&E: it is chosen where all of H&E is left out."""
     helped = [look(0.5, 0.5), look(0.6, 0.7)], [look(0.5, 0.5), look(0.8, 0.7)]
     harmed = [look(0.5, 0.5), look(0.5, 0.51)], [look(0.5, 0.5), look(0.4, 0.7)]
     cells = cells_of(
         report,
         tmp_path,
         *(cell(f"{n} to photons", *helped[0], student=helped[1]) for n in ("smp", "stardist")),
-        cell("cellpose to he", *harmed[0], student=harmed[1]),
+        *(cell(f"{n} to he", *harmed[0], student=harmed[1]) for n in ("smp", "cellpose")),
     )
     table = report.left_out(cells)
-    assert line(table, "smp to photons")[1::2] == ["teacher", "+20.0%"]
-    assert line(table, "cellpose to he")[1::2] == ["student", "-20.0%"]
-    assert line(table, "**all pairs**")[1] == "**teacher**"
+    assert [each.split(",")[0] for each in line(table, "smp to photons")[1:]] == [
+        "teacher", "+20.0%", "teacher", "+20.0%"
+    ]  # fmt: skip
+    assert [each.split(",")[0] for each in line(table, "cellpose to he")[1:]] == [
+        "teacher", "+0.0%", "student", "-20.0%"
+    ]  # fmt: skip
+    assert line(table, "**largest loss**")[2::2] == ["+0.0%", "-20.0%"]
+    assert "| **nothing left out: teacher, " in table
