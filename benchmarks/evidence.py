@@ -66,6 +66,8 @@ TRAINING_STEPS = {"stardist": 1500, "cellpose": 800}
 TUNING_STEPS = 300
 LOOK_SIDE = 256
 """Held-out images are cut to that for the looks, to save time."""
+STRICTER = (0.6, 0.7, 0.8)
+"""IoUs of agreements to record beside the default's."""
 NETWORKS = ("teacher", "student")
 
 
@@ -73,10 +75,18 @@ def set_up(prepared: Task, config: Config) -> tuple[SelfAdaptation, Validation, 
     adapter = prepared.adapter
     held_out = [prepare(adapter, source.read(), str(source)) for source in prepared.held_out]
     run = SelfAdaptation(adapter, config)
+    monitors = [agreement_at(iou) for iou in STRICTER]
     looks = Validation(
-        adapter, run.initial, [image[:, :LOOK_SIDE, :LOOK_SIDE] for image in held_out]
+        adapter, run.initial, [image[:, :LOOK_SIDE, :LOOK_SIDE] for image in held_out], monitors
     )
     return run, looks, Crops(adapter, prepared.images, config)
+
+
+def agreement_at(iou: float) -> ViewAgreement:
+    """Another monitor than the default's, under a name of its own."""
+    monitor = ViewAgreement(iou=iou)
+    monitor.name = f"agreement_{iou}"
+    return monitor
 
 
 def trajectory(prepared: Task, config: Config) -> list[dict[str, Any]]:
