@@ -5,7 +5,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from selfadapt import Adapter, Matches, Monitor, match
+from selfadapt import Adapter, Matches, Monitor, ViewAgreement, match
+
+USUAL = ViewAgreement()
 
 
 def shell(*words: str) -> str:
@@ -19,6 +21,13 @@ def score(adapter: Adapter, pairs: Sequence[tuple[Any, Any]]) -> Matches:
     """Counts at IoU 0.5, pooled over pairs of image `[C, H, W]` and labels."""
     counts = (match(labels, adapter.segment(image, channel_axis=0))[0] for image, labels in pairs)
     return sum(counts, Matches())
+
+
+def agreement(threshold: float = USUAL.threshold, iou: float = USUAL.iou) -> ViewAgreement:
+    """The criterion under a name that says its IoU, so that looks can hold several."""
+    monitor = ViewAgreement(threshold, iou=iou)
+    monitor.name = f"agreement_{iou}"
+    return monitor
 
 
 def kept(looks: Sequence[dict[str, Any]], stop: Monitor) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from baselines import tent, tta
-from common import score
+from common import USUAL, agreement, score
 from pairs import FRESH, PAIRS, Pair, Task, task
 from sources import FAMILIES, load, train
 from torch import nn
@@ -31,7 +31,6 @@ from selfadapt import (
     Crops,
     SelfAdaptation,
     Validation,
-    ViewAgreement,
     adabn,
     prepare,
 )
@@ -66,8 +65,8 @@ TRAINING_STEPS = {"stardist": 1500, "cellpose": 800}
 TUNING_STEPS = 300
 LOOK_SIDE = 256
 """Held-out images are cut to that for the looks, to save time."""
-STRICTER = (0.6, 0.7, 0.8)
-"""IoUs of agreements to record beside the default's."""
+IOUS = (0.5, 0.6, 0.7, 0.8)
+"""At each of these the agreement of copies is recorded, under a name of its own."""
 NETWORKS = ("teacher", "student")
 
 
@@ -75,25 +74,18 @@ def set_up(prepared: Task, config: Config) -> tuple[SelfAdaptation, Validation, 
     adapter = prepared.adapter
     held_out = [prepare(adapter, source.read(), str(source)) for source in prepared.held_out]
     run = SelfAdaptation(adapter, config)
-    monitors = [agreement_at(iou) for iou in STRICTER]
+    monitors = [agreement(iou=iou) for iou in IOUS]
     looks = Validation(
         adapter, run.initial, [image[:, :LOOK_SIDE, :LOOK_SIDE] for image in held_out], monitors
     )
     return run, looks, Crops(adapter, prepared.images, config)
 
 
-def agreement_at(iou: float) -> ViewAgreement:
-    """Another monitor than the default's, under a name of its own."""
-    monitor = ViewAgreement(iou=iou)
-    monitor.name = f"agreement_{iou}"
-    return monitor
-
-
 def trajectory(prepared: Task, config: Config) -> list[dict[str, Any]]:
     """Figures and scores of teacher and student at each look, the first before any step."""
     adapter = prepared.adapter
     run, looks, crops = set_up(prepared, config)
-    first = first_look(run, crops, looks, ViewAgreement()) | scores(adapter, prepared)
+    first = first_look(run, crops, looks, USUAL) | scores(adapter, prepared)
     rows: list[dict[str, Any]] = [{"iteration": 0} | dict.fromkeys(NETWORKS, first)]
     for info in run.iterate(crops.batches(0, config.iterations)):
         if run.look_due:

@@ -18,11 +18,11 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from common import kept
-from evidence import BASELINES, NETWORKS, SETTINGS, STATISTICS
+from common import agreement, kept
+from evidence import BASELINES, IOUS, NETWORKS, SETTINGS, STATISTICS
 from pairs import FRESH, PAIRS, Pair
 
-from selfadapt import Config, EmbeddingDrift, FalseNegativeRate, Monitor, ViewAgreement
+from selfadapt import Config, EmbeddingDrift, FalseNegativeRate, Monitor
 
 Look = dict[str, Any]
 Runs = dict[int, list[Look]]
@@ -32,15 +32,16 @@ Cells = dict[tuple[str, str], Runs]
 EXPORT = Config().export
 OTHER = next(name for name in NETWORKS if name != EXPORT)
 COMPONENTS = ("no masks", "no teacher TTA", "no L2-SP", "no augmentation")
-THRESHOLDS = (0.001, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05)
+THRESHOLDS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08)
 HARM, GAIN, SHARE = 0.01, 0.05, 0.9
 """Relative AP that counts as harm, and from which on a pair has something to gain; the share of
 that which is to be kept."""
 SHIFT = {pair.name: pair.shift for pair in PAIRS + FRESH}
 TARGET = {pair.name: pair.target for pair in PAIRS}
+AGREEMENT = agreement()
 CURVES = {
     "ap": "AP",
-    "agreement": "agreement",
+    AGREEMENT.name: "agreement",
     "d_emb": "D_emb",
     "fn_rate": "FN rate",
     "instances": "instances / initial",
@@ -87,7 +88,7 @@ def ap(stop: Monitor) -> Choice:
 
 
 CHOICES: dict[str, Choice] = {
-    "kept by agreement": ap(ViewAgreement()),
+    "kept by agreement": ap(AGREEMENT),
     "last": lambda run: run[-1]["ap"],
     "best": lambda run: max(look["ap"] for look in run),
 }
@@ -222,7 +223,7 @@ def statistics(cells: Cells) -> str:
     for pair in SHIFT:
         for seed, shares in cells.get((pair, STATISTICS), {}).items():
             figures = [
-                f"{row['teacher'][name]:.3f}" for name in ("agreement", "ap") for row in shares
+                f"{row['teacher'][name]:.3f}" for name in (AGREEMENT.name, "ap") for row in shares
             ]
             rows.append([pair, str(seed), *figures])
     of = ("trained", "half", "images")
@@ -230,20 +231,30 @@ def statistics(cells: Cells) -> str:
     return table(["pair", "seed", *head], rows)
 
 
-OPTIONS = list(product(NETWORKS, THRESHOLDS))
+OPTIONS = list(product(NETWORKS, IOUS, THRESHOLDS))
 INDICES = range(len(OPTIONS))
 
 
+def comparable(cells: Cells) -> dict[str, Runs]:
+    """Of the measured runs those whose looks have the agreement at every IoU."""
+    names = {agreement(iou=iou).name for iou in IOUS}
+    full = {
+        pair: {seed: rows for seed, rows in runs.items() if names <= rows[0][EXPORT].keys()}
+        for pair, runs in measured(cells).items()
+    }
+    return {pair: runs for pair, runs in full.items() if runs}
+
+
 def gains_by_option(cells: Cells) -> dict[str, list[float]]:
-    """What every pair gains, by exported network and threshold."""
+    """What every pair gains, by exported network, IoU and threshold."""
     return {
-        name: [gain(runs, ap(ViewAgreement(threshold)), network) for network, threshold in OPTIONS]
-        for name, runs in measured(cells).items()
+        name: [gain(runs, ap(agreement(rise, iou)), network) for network, iou, rise in OPTIONS]
+        for name, runs in comparable(cells).items()
     }
 
 
 def left_out(cells: Cells) -> str:
-    """Which network to export and which threshold, chosen on other pairs, or on other targets.
+    """Which network, IoU and threshold to take, chosen on other pairs, or on other targets.
 
     Chosen is the largest mean gain over shifted pairs (each cut at +100 %, so that one does not
     decide alone) among the options that harm no pair by more than HARM and keep SHARE of what
@@ -251,8 +262,8 @@ def left_out(cells: Cells) -> str:
     """
     gains = gains_by_option(cells)
     oracle = {
-        name: [gain(runs, CHOICES["best"], network) for network, _ in OPTIONS]
-        for name, runs in measured(cells).items()
+        name: [gain(runs, CHOICES["best"], network) for network, *_ in OPTIONS]
+        for name, runs in comparable(cells).items()
     }
 
     def best(names: Sequence[str]) -> int:
@@ -264,11 +275,10 @@ def left_out(cells: Cells) -> str:
         ]
         good = (worst >= -HARM) & (np.array(shares) >= SHARE)
         value = np.where(good, means, worst - 10).round(4)
-        return max(INDICES, key=lambda i: (value[i], OPTIONS[i][1]))
+        return max(INDICES, key=lambda i: (value[i], *OPTIONS[i][1:]))
 
     def result(name: str, option: int) -> tuple[str, float]:
-        network, threshold = OPTIONS[option]
-        return f"{network}, {threshold}", gains[name][option]
+        return ", ".join(map(str, OPTIONS[option])), gains[name][option]
 
     rows, results = [], {}
     for name in gains:
@@ -277,26 +287,27 @@ def left_out(cells: Cells) -> str:
         chosen = [result(name, best(others)) for others in (without_pair, without_target)]
         results[name] = [made for _, made in chosen]
         rows.append([name, *chain.from_iterable((what, f"{made:+.1%}") for what, made in chosen)])
-    network, threshold = OPTIONS[best(list(gains))]
+    everywhere = ", ".join(map(str, OPTIONS[best(list(gains))]))
     shifted = np.array([made for name, made in results.items() if SHIFT[name] != "none"])
     for title, figures in (
         ("mean, shifted pairs", [_mean_cut(column) for column in shifted.T]),
         ("largest loss", np.min(list(results.values()), 0)),
     ):
         rows.append([f"**{title}**", *chain.from_iterable(("", f"{x:+.1%}") for x in figures)])
-    rows.append([f"**nothing left out: {network}, {threshold}**", "", "", "", ""])
+    rows.append([f"**nothing left out: {everywhere}**", "", "", "", ""])
     head = ["judged", "chosen without the pair", "gain", "chosen without its target", "gain"]
     return table(head, rows)
 
 
 def thresholds(cells: Cells) -> str:
-    """Mean gain (cut at +100 %) over shifted pairs and largest loss, by export and threshold."""
+    """Mean gain (cut at +100 %) over shifted pairs and largest loss of all, by option."""
     gains = gains_by_option(cells)
-    rows = {network: [network] for network in NETWORKS}
-    for index, (network, _) in enumerate(OPTIONS):
+    rows = defaultdict(list)
+    for index, (network, iou, _) in enumerate(OPTIONS):
         mean = _mean_cut([g[index] for name, g in gains.items() if SHIFT[name] != "none"])
-        rows[network].append(f"{mean:+.1%}, {min(g[index] for g in gains.values()):+.1%}")
-    return table(["export", *map(str, THRESHOLDS)], rows.values())
+        rows[network, iou].append(f"{mean:+.1%}, {min(g[index] for g in gains.values()):+.1%}")
+    head = ["export", "IoU", *map(str, THRESHOLDS)]
+    return table(head, ([network, str(iou), *row] for (network, iou), row in rows.items()))
 
 
 def relative_doubt(run: Sequence[Look]) -> list[float]:
@@ -327,7 +338,7 @@ def curves(cells: Cells, file: Path) -> None:
                 if key == "ap" and np.isfinite(runs[0][-1][stop.name]):
                     mean = np.mean([stop.choose(run) for run in runs])
                     axis.axvline(mean, color=color, linewidth=0.8, linestyle="--")
-            chosen = np.mean([ViewAgreement().choose(run) for run in runs])
+            chosen = np.mean([AGREEMENT.choose(run) for run in runs])
             axis.axvline(chosen, color="black", linewidth=0.8)
             if column == 0:
                 axis.set_ylabel(label)

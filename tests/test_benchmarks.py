@@ -72,7 +72,8 @@ def test_tent_lowers_the_entropy_by_scale_and_shift_alone(baselines):
 
 
 def look(ap: float, agreement: float, d_emb: float = 0.0):
-    return {"ap": ap, "agreement": agreement, "d_emb": d_emb, "fn_rate": 0.0}
+    agreements = {f"agreement_{iou}": agreement for iou in (0.5, 0.6, 0.7, 0.8)}
+    return {"ap": ap, **agreements, "d_emb": d_emb, "fn_rate": 0.0}
 
 
 def cell(pair: str, *teacher, student=None, seed=0):
@@ -102,7 +103,7 @@ def test_table_of_stops(report, tmp_path):
         report,
         tmp_path,
         cell("smp to he", *gains),
-        cell("smp to he", *[each | {"agreement": 0.5} for each in gains], seed=1),
+        cell("smp to he", *[look(each["ap"], 0.5, each["d_emb"]) for each in gains], seed=1),
         cell("broad to he", *blind),
     )
     table = report.stops(cells, "teacher")
