@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from baselines import tent, tta
 from common import USUAL, agreement, score
-from pairs import FRESH, PAIRS, Pair, Task, task
+from pairs import PAIRS, Pair, Task, task
 from sources import FAMILIES, load, train
 from torch import nn
 
@@ -177,10 +177,9 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     lines = args.out.read_text().splitlines() if args.out.exists() else []
     done = {(c["pair"], c["setting"], c["seed"]) for c in map(json.loads, lines)}
-    known = PAIRS + FRESH
-    pairs = [p for p in known if not args.pairs or any(part in p.name for part in args.pairs)]
+    pairs = [p for p in PAIRS if not args.pairs or any(part in p.name for part in args.pairs)]
     if not pairs:
-        parser.error(f"--pairs takes parts of {', '.join(pair.name for pair in known)}.")
+        parser.error(f"--pairs takes parts of {', '.join(pair.name for pair in PAIRS)}.")
     settings = names if "all" in args.settings else args.settings
     networks_for(pairs, args.shared, args.networks)
     for seed, setting, pair in product(args.seeds, settings, pairs):

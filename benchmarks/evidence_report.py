@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from common import agreement, kept
 from evidence import BASELINES, IOUS, NETWORKS, SETTINGS, STATISTICS
-from pairs import FRESH, PAIRS, Pair
+from pairs import PAIRS
 
 from selfadapt import Config, EmbeddingDrift, FalseNegativeRate, Monitor
 
@@ -33,10 +33,9 @@ EXPORT = Config().export
 OTHER = next(name for name in NETWORKS if name != EXPORT)
 COMPONENTS = ("no masks", "no teacher TTA", "no L2-SP", "no augmentation")
 THRESHOLDS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08)
-HARM, GAIN, SHARE = 0.01, 0.05, 0.9
-"""Relative AP that counts as harm, and from which on a pair has something to gain; the share of
-that which is to be kept."""
-SHIFT = {pair.name: pair.shift for pair in PAIRS + FRESH}
+HARM, GAIN = 0.01, 0.05
+"""Relative AP that counts as harm, and from which on a pair has something to gain."""
+SHIFT = {pair.name: pair.shift for pair in PAIRS}
 TARGET = {pair.name: pair.target for pair in PAIRS}
 AGREEMENT = agreement()
 CURVES = {
@@ -70,9 +69,20 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
-def measured(cells: Cells, pairs: Sequence[Pair] = PAIRS) -> dict[str, Runs]:
-    """Seeds of every pair that was run with the defaults and whose base finds anything."""
-    found = {pair.name: cells.get((pair.name, "default"), {}) for pair in pairs}
+def measured(cells: Cells) -> dict[str, Runs]:
+    """Runs with the defaults of every pair whose base finds anything.
+
+    Only those that have recorded every agreement: older ones have it at an IoU of 0.5 alone.
+    """
+    names = {agreement(iou=iou).name for iou in IOUS}
+    found = {
+        pair.name: {
+            seed: rows
+            for seed, rows in cells.get((pair.name, "default"), {}).items()
+            if names <= rows[0][EXPORT].keys()
+        }
+        for pair in PAIRS
+    }
     return {n: runs for n, runs in found.items() if runs and base(runs) > 0}
 
 
@@ -120,11 +130,11 @@ def paper(cells: Cells, pair: str, stop: Monitor, network: str) -> list[float]:
     return [kept(run, stop)["ap"] for run in every if np.isfinite(run[-1][stop.name])]
 
 
-def stops(cells: Cells, network: str, pairs: Sequence[Pair] = PAIRS) -> str:
+def stops(cells: Cells, network: str) -> str:
     """Base, what each criterion keeps, last and best look, for every pair (Table 1 in kind)."""
     columns = ["kept by agreement", *PAPER, "last", "best"]
     rows, gains = [], {}
-    for name, runs in measured(cells, pairs).items():
+    for name, runs in measured(cells).items():
         values = [
             [CHOICES[c](looks(rows, network)) for rows in runs.values()]
             if c in CHOICES
@@ -186,18 +196,18 @@ def compared(cells: Cells) -> str:
 
 def components(cells: Cells) -> str:
     """Each component of the method off (Table 2 in kind)."""
-    return _kept_and_last(cells, COMPONENTS)
+    return _at_the_end(cells, COMPONENTS)
 
 
 def settings(cells: Cells) -> str:
     """Other settings, and the other network exported."""
-    return _kept_and_last(cells, [n for n in SETTINGS if n not in ("default", *COMPONENTS)])
+    return _at_the_end(cells, [n for n in SETTINGS if n not in ("default", *COMPONENTS)])
 
 
-def _kept_and_last(cells: Cells, names: Sequence[str]) -> str:
-    """AP kept by agreement and, behind the slash, after the last iteration, mean of seeds."""
+def _at_the_end(cells: Cells, names: Sequence[str]) -> str:
+    """AP after the last iteration, over the seeds that all settings of the column share."""
     chosen = ["default", *(n for n in names if any(s == n for _, s in cells))]
-    pairs = [n for n in measured(cells) if sum((n, s) in cells for s in chosen) > 2]
+    pairs = [p.name for p in PAIRS if sum((p.name, s) in cells for s in chosen) > 2]
     seeds = {
         pair: set.intersection(*(set(cells[pair, s]) for s in chosen if (pair, s) in cells))
         for pair in pairs
@@ -209,9 +219,7 @@ def _kept_and_last(cells: Cells, names: Sequence[str]) -> str:
         row = [title]
         for pair in pairs:
             every = cells.get((pair, name), {})
-            runs = [looks(every[seed], network) for seed in sorted(seeds[pair]) if every]
-            ends = [[CHOICES[c](run) for run in runs] for c in ("kept by agreement", "last")]
-            row.append(" / ".join(map(cell, ends)) if runs else "")
+            row.append(cell([every[s][-1][network]["ap"] for s in sorted(seeds[pair]) if every]))
         rows.append(row)
     rows.append(["*seeds*", *(str(len(seeds[pair])) for pair in pairs)])
     return table(["setting", *pairs], rows)
@@ -235,21 +243,11 @@ OPTIONS = list(product(NETWORKS, IOUS, THRESHOLDS))
 INDICES = range(len(OPTIONS))
 
 
-def comparable(cells: Cells) -> dict[str, Runs]:
-    """Of the measured runs those whose looks have the agreement at every IoU."""
-    names = {agreement(iou=iou).name for iou in IOUS}
-    full = {
-        pair: {seed: rows for seed, rows in runs.items() if names <= rows[0][EXPORT].keys()}
-        for pair, runs in measured(cells).items()
-    }
-    return {pair: runs for pair, runs in full.items() if runs}
-
-
 def gains_by_option(cells: Cells) -> dict[str, list[float]]:
     """What every pair gains, by exported network, IoU and threshold."""
     return {
         name: [gain(runs, ap(agreement(rise, iou)), network) for network, iou, rise in OPTIONS]
-        for name, runs in comparable(cells).items()
+        for name, runs in measured(cells).items()
     }
 
 
@@ -257,24 +255,17 @@ def left_out(cells: Cells) -> str:
     """Which network, IoU and threshold to take, chosen on other pairs, or on other targets.
 
     Chosen is the largest mean gain over shifted pairs (each cut at +100 %, so that one does not
-    decide alone) among the options that harm no pair by more than HARM and keep SHARE of what
-    their best looks gain; where none does, the one that harms least. Of equals the most careful.
+    decide alone) among the options that harm no pair by more than HARM, neither with their own
+    threshold nor with the next lower one, which leaves a margin; where there is none, the one that
+    harms least. Of equals the most careful.
     """
     gains = gains_by_option(cells)
-    oracle = {
-        name: [gain(runs, CHOICES["best"], network) for network, *_ in OPTIONS]
-        for name, runs in comparable(cells).items()
-    }
 
     def best(names: Sequence[str]) -> int:
-        worst = np.min([gains[n] for n in names], 0)
+        worst = np.min([gains[n] for n in names], 0).reshape(-1, len(THRESHOLDS))
+        worst = np.minimum(worst, np.hstack([worst[:, :1], worst[:, :-1]])).ravel()
         means = [_mean_cut([gains[n][i] for n in names if SHIFT[n] != "none"]) for i in INDICES]
-        shares = [
-            np.mean([gains[n][i] / oracle[n][i] for n in names if oracle[n][i] > GAIN] or [1.0])
-            for i in INDICES
-        ]
-        good = (worst >= -HARM) & (np.array(shares) >= SHARE)
-        value = np.where(good, means, worst - 10).round(4)
+        value = np.where(worst >= -HARM, means, worst - 10).round(4)
         return max(INDICES, key=lambda i: (value[i], *OPTIONS[i][1:]))
 
     def result(name: str, option: int) -> tuple[str, float]:
@@ -318,14 +309,14 @@ def relative_doubt(run: Sequence[Look]) -> list[float]:
 
 
 def curves(cells: Cells, file: Path) -> None:
-    """After the paper's Fig. 2: one column a pair, mean over seeds."""
+    """After the paper's Fig. 2: one row a pair, mean over seeds."""
     pairs = measured(cells)
     figure, axes = plt.subplots(
-        len(CURVES), len(pairs), figsize=(2.1 * len(pairs), 9.5), sharex=True, squeeze=False
+        len(pairs), len(CURVES), figsize=(12, 1.3 * len(pairs)), sharex=True, squeeze=False
     )
-    for column, (name, every) in enumerate(pairs.items()):
+    for row, (name, every) in enumerate(pairs.items()):
         runs = [looks(rows) for rows in every.values()]
-        for row, (key, label) in enumerate(CURVES.items()):
+        for column, (key, label) in enumerate(CURVES.items()):
             axis = axes[row, column]
             values = [
                 relative_doubt(run) if key == "doubt" else [look[key] for look in run]
@@ -340,10 +331,11 @@ def curves(cells: Cells, file: Path) -> None:
                     axis.axvline(mean, color=color, linewidth=0.8, linestyle="--")
             chosen = np.mean([AGREEMENT.choose(run) for run in runs])
             axis.axvline(chosen, color="black", linewidth=0.8)
-            if column == 0:
-                axis.set_ylabel(label)
-        axes[0, column].set_title(name.replace(" to ", "\nto "), fontsize=8)
-        axes[-1, column].set_xlabel("iteration")
+            if row == 0:
+                axis.set_title(label)
+            if row == len(pairs) - 1:
+                axis.set_xlabel("iteration")
+        axes[row, 0].set_ylabel(name.replace(" to ", "\nto "), fontsize=8)
     figure.tight_layout()
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=80)
@@ -381,7 +373,6 @@ def main() -> None:
     for name, made in (
         (EXPORT, stops(cells, EXPORT)),
         (OTHER, stops(cells, OTHER)),
-        ("fresh", stops(cells, EXPORT, FRESH)),
         ("baselines", compared(cells)),
         ("statistics", statistics(cells)),
         ("components", components(cells)),

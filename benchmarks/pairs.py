@@ -79,9 +79,7 @@ PAIRS = [
     Pair("stardist", "fluo256", "none", tuned="fluo256"),
     Pair("stardist", "he", "none", tuned="he"),
     Pair("cellpose", "he", "none", tuned="he"),
-]
-"""The method and its defaults were developed on these."""
-FRESH = [
+    # From here on: added when all but the IoU and the threshold of the agreement had been chosen.
     *(Pair(family, "defocus", "strong") for family in ("smp", "stardist", "cellpose")),
     Pair("broad", "fluo360", "slight"),
     Pair("stardist", "fluo520", "slight", tuned="fluo256"),
@@ -91,7 +89,6 @@ FRESH = [
     Pair("cellpose", "fluo520", "strong", tuned="he"),
     Pair("cellpose", "fluo256", "strong", tuned="he"),
 ]
-"""These were run once everything was chosen, and nothing was changed for them."""
 
 
 def smp(target: str, _: Path, __: Path) -> Adapter:

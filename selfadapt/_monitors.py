@@ -197,7 +197,7 @@ class ViewAgreement(_InstanceMonitor):
 
     name = "agreement"
 
-    def __init__(self, threshold: float = 0.02, *, iou: float = 0.5) -> None:
+    def __init__(self, threshold: float = 0.05, *, iou: float = 0.7) -> None:
         super().__init__(threshold, iou)
 
     def __call__(self, run: "SelfAdaptation", info: Mapping[str, float]) -> bool:
