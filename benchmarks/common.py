@@ -8,6 +8,7 @@ from typing import Any
 from selfadapt import Adapter, Matches, Monitor, ViewAgreement, match
 
 USUAL = ViewAgreement()
+"""The default criterion."""
 
 
 def shell(*words: str) -> str:

@@ -85,16 +85,21 @@ def trajectory(prepared: Task, config: Config) -> list[dict[str, Any]]:
     """Figures and scores of teacher and student at each look, the first before any step."""
     adapter = prepared.adapter
     run, looks, crops = set_up(prepared, config)
-    first = first_look(run, crops, looks, USUAL) | scores(adapter, prepared)
+    first = recorded(first_look(run, crops, looks, USUAL)) | scores(adapter, prepared)
     rows: list[dict[str, Any]] = [{"iteration": 0} | dict.fromkeys(NETWORKS, first)]
     for info in run.iterate(crops.batches(0, config.iterations)):
         if run.look_due:
             row: dict[str, Any] = {"iteration": run.iteration, "loss": float(info["loss"])}
             for name in NETWORKS:
                 model = getattr(run, name)
-                row[name] = looks(model) | scores(adapter.with_model(model), prepared)
+                row[name] = recorded(looks(model)) | scores(adapter.with_model(model), prepared)
             rows.append(row)
     return rows
+
+
+def recorded(figures: dict[str, Any]) -> dict[str, Any]:
+    """Without the default's agreement, which does not say its IoU: it is there by that, too."""
+    return {name: figure for name, figure in figures.items() if name != USUAL.name}
 
 
 def scores(adapter: Adapter, prepared: Task) -> dict[str, float]:
@@ -113,7 +118,7 @@ def statistics(prepared: Task, config: Config) -> list[dict[str, Any]] | None:
     rows = []
     for share in (0.0, 0.5, 1.0):
         model = mixed(run.initial, measured, share)
-        figures = looks(model) | scores(adapter.with_model(model), prepared)
+        figures = recorded(looks(model)) | scores(adapter.with_model(model), prepared)
         rows.append({"iteration": 0, "share": share, "teacher": figures})
     return rows
 

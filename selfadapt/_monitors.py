@@ -185,7 +185,8 @@ class ViewAgreement(_InstanceMonitor):
 
     Args:
         threshold: by how much, at least.
-        iou: IoU from which two instances match.
+        iou: IoU from which two instances match. Strict, since outlines often get better where the
+            number of objects does not.
 
     >>> agreement = ViewAgreement()
     >>> image, copy = np.array([[1, 1, 0, 2]]), np.array([[1, 1, 0, 0]])
