@@ -192,7 +192,7 @@ def _adapt(words: Sequence[str]) -> None:
     add("--validation", type=str | None, help="held-out images (default: a share of the images)")
     names = Literal["auto", "agreement", "embedding", "fn", "none"]
     add("--stop", type=names, default="auto", help="criterion (auto: agreement, if it can decode)")
-    add("--tau", type=float | None, help="its threshold (0.05; embedding: 0.5; fn: 0.05)")
+    add("--tau", type=float | None, help="its threshold (0.06; embedding: 0.5; fn: 0.05)")
     add("--resume", action="store_true", help="go on with RUN, or start it")
     parser.add_class_arguments(Config)
     options = parser.parse_args(words)

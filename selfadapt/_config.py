@@ -31,7 +31,7 @@ class Config:
             trained model. "target": those of the images, measured once by `adapt` before the
             first step (AdaBN). "auto": "source", "target" or the mean of both, whichever lets
             flipped and turned copies agree best; another than "source" only where they agree
-            better by 0.05, and never with another criterion.
+            better by 0.04, and never with another criterion.
             "batch": the student takes those of each batch and updates its running statistics,
             which the teacher copies.
         views: number of weak views (flips and quarter turns) the teacher averages, 1 to 8. Fewer
@@ -95,7 +95,7 @@ class Config:
     contrast: float = 0.25
     blur: float = 1.0
     noise: float = 1.0
-    export: Literal["student", "teacher"] = "teacher"
+    export: Literal["student", "teacher"] = "student"
     validate_every: int = 50
     validation_share: float = 0.25
     validation_images: int = 12

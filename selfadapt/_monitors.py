@@ -198,7 +198,7 @@ class ViewAgreement(_InstanceMonitor):
 
     name = "agreement"
 
-    def __init__(self, threshold: float = 0.05, *, iou: float = 0.7) -> None:
+    def __init__(self, threshold: float = 0.06, *, iou: float = 0.7) -> None:
         super().__init__(threshold, iou)
 
     def __call__(self, run: "SelfAdaptation", info: Mapping[str, float]) -> bool:
