@@ -18,7 +18,7 @@ is set as follows.
   of their labels, which Cellpose would store as `diam_labels` of a network trained on them.
 - Cells of TissueNet are segmented in its channel of cells, with that of nuclei as the second; its
   nuclei in the channel of nuclei alone.
-- Everything else is as in `Config`: learning rate, crops, augmentation, the teacher as the result.
+- Everything else is as in `Config`: learning rate, crops, augmentation, the student as the result.
 - "kept" is what `ViewAgreement` keeps, the default criterion; with our defaults it also decides on
   batch-norm statistics.
 
@@ -42,7 +42,7 @@ import numpy as np
 import zarr
 from cellpose.models import model_path
 from cellpose.utils import diameters
-from common import kept
+from common import USUAL, kept
 
 from selfadapt import (
     Adapter,
@@ -51,7 +51,6 @@ from selfadapt import (
     FalseNegativeRate,
     LazyImage,
     Monitor,
-    ViewAgreement,
     adapt,
     is_constant,
     match,
@@ -209,7 +208,7 @@ def outcome(runs: Sequence[Sequence[dict[str, float]]]) -> str:
             kept(looks, FalseNegativeRate())["ap"],
             looks[-1]["ap"],
             max(look["ap"] for look in looks),
-            kept(looks, ViewAgreement())["ap"],
+            kept(looks, USUAL)["ap"],
         )
         for looks in runs
     ]
@@ -268,7 +267,7 @@ def main() -> None:
             data, channels = images[block.target], TARGETS[block.target].channels
             adapter = CellposeAdapter(files[block.model], diameter=data.diameter, channels=channels)
             folder = args.out / "-".join(Path(str(value)).name for value in of.values())
-            stop = ViewAgreement() if setting == "default" else None
+            stop = USUAL if setting == "default" else None
             done[key] = looks_of(adapter, data, config, stop, folder)
             with store.open("a") as handle:
                 handle.write(json.dumps({"of": of, "looks": done[key]}) + "\n")
