@@ -156,7 +156,7 @@ def stops(cells: Cells, network: str) -> str:
             np.nanmean(able, 0),
         ),
     ):
-        rows.append([f"**{title}**", "", "", "", *(f"{x:+.1%}" for x in figures)])
+        rows.append([f"**{title}**", "", "", "", *(f"{x:+z.1%}" for x in figures)])
     return table(["pair", "shift", "seeds", "base", *columns], rows)
 
 
@@ -189,7 +189,7 @@ def compared(cells: Cells) -> str:
         figures = []
         for name in names:
             chosen = [g for g in gains[name] if SHIFT[g[0]] != "none" or not shifted_only]
-            figures.append(f"{how([g[column] for g in chosen]):+.1%}" if chosen else "")
+            figures.append(f"{how([g[column] for g in chosen]):+z.1%}" if chosen else "")
         rows.append([f"**{title}**", "", "", *figures])
     return table(["pair", "base", "default, kept", *names], rows)
 
@@ -277,14 +277,14 @@ def left_out(cells: Cells) -> str:
         without_target = [other for other in gains if TARGET[other] != TARGET[name]]
         chosen = [result(name, best(others)) for others in (without_pair, without_target)]
         results[name] = [made for _, made in chosen]
-        rows.append([name, *chain.from_iterable((what, f"{made:+.1%}") for what, made in chosen)])
+        rows.append([name, *chain.from_iterable((what, f"{made:+z.1%}") for what, made in chosen)])
     everywhere = ", ".join(map(str, OPTIONS[best(list(gains))]))
     shifted = np.array([made for name, made in results.items() if SHIFT[name] != "none"])
     for title, figures in (
         ("mean, shifted pairs", [_mean_cut(column) for column in shifted.T]),
         ("largest loss", np.min(list(results.values()), 0)),
     ):
-        rows.append([f"**{title}**", *chain.from_iterable(("", f"{x:+.1%}") for x in figures)])
+        rows.append([f"**{title}**", *chain.from_iterable(("", f"{x:+z.1%}") for x in figures)])
     rows.append([f"**nothing left out: {everywhere}**", "", "", "", ""])
     head = ["judged", "chosen without the pair", "gain", "chosen without its target", "gain"]
     return table(head, rows)
@@ -296,7 +296,7 @@ def thresholds(cells: Cells) -> str:
     rows = defaultdict(list)
     for index, (network, iou, _) in enumerate(OPTIONS):
         mean = _mean_cut([g[index] for name, g in gains.items() if SHIFT[name] != "none"])
-        rows[network, iou].append(f"{mean:+.1%}, {min(g[index] for g in gains.values()):+.1%}")
+        rows[network, iou].append(f"{mean:+z.1%}, {min(g[index] for g in gains.values()):+z.1%}")
     head = ["export", "IoU", *map(str, THRESHOLDS)]
     return table(head, ([network, str(iou), *row] for (network, iou), row in rows.items()))
 
