@@ -70,20 +70,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def measured(cells: Cells) -> dict[str, Runs]:
-    """Runs with the defaults of every pair whose base finds anything.
-
-    Only those that have recorded every agreement: older ones have it at an IoU of 0.5 alone.
-    """
-    names = {agreement(iou=iou).name for iou in IOUS}
-    found = {
-        pair.name: {
-            seed: rows
-            for seed, rows in cells.get((pair.name, "default"), {}).items()
-            if names <= rows[0][EXPORT].keys()
-        }
-        for pair in PAIRS
-    }
-    return {n: runs for n, runs in found.items() if runs and base(runs) > 0}
+    """Runs with the defaults of every pair whose base finds anything."""
+    found = {pair.name: cells.get((pair.name, "default"), {}) for pair in PAIRS}
+    return {name: runs for name, runs in found.items() if runs and base(runs) > 0}
 
 
 def base(runs: Runs) -> float:
