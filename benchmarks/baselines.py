@@ -48,7 +48,8 @@ def tta(adapter: Adapter) -> Adapter:
 
 def tent(adapter: Adapter, batches: Iterable[Tensor], config: Config) -> Adapter:
     """One pass of entropy minimisation, statistics of each batch, AdamW as in `config`."""
-    model = copy_network(adapter.model, torch.device("cpu")).train()
+    device = next(adapter.model.parameters()).device
+    model = copy_network(adapter.model, device).train()
     names = select_parameters(model, "norm")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
@@ -58,7 +59,8 @@ def tent(adapter: Adapter, batches: Iterable[Tensor], config: Config) -> Adapter
         weight_decay=config.weight_decay,
     )
     for images in batches:
-        loss = torch.stack(list(_entropies(adapter, adapter.forward(model, images)).values())).sum()
+        outputs = adapter.forward(model, images.to(device))
+        loss = torch.stack(list(_entropies(adapter, outputs).values())).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

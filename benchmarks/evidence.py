@@ -1,14 +1,15 @@
 """Does adapting help, does it ever harm, and can it be left alone? Pairs x settings x seeds.
 
-    python benchmarks/evidence.py --shared ../shared --out benchmarks/results/evidence.jsonl \\
-        --settings all
+    python benchmarks/evidence.py --shared ../shared --out benchmarks/results/evidence.jsonl
 
 Runs every cell that is not in the output file yet: a pair of `pairs.py`, a setting of SETTINGS or
-a baseline of `baselines.py`, and a seed; without further words those of the default setting. A
-cell is one trajectory without a criterion: at each look the label-free figures of student and
-teacher are kept, and their scores on labelled test images, so that every stop, and the best look,
-can be read off afterwards (`evidence_report.py`). Looks see the corners of held-out images, to
-save time; `adapt` sees more of them. Source networks are trained first, by `sources.py`, and kept.
+a baseline of `baselines.py`, and a seed; without further words those of the default setting, with
+`--settings all` everything (days, on two cores). A cell is one trajectory to the end: at each look
+the label-free figures of student and teacher are kept, and their scores on labelled test images,
+so that every stop, and the best look, can be read off afterwards (`evidence_report.py`). Looks see
+the corners of held-out images, to save time; `adapt` sees more of them. Source networks are
+trained first, by `sources.py`, and kept. A cell is not run again when the code or the defaults
+have changed: delete its line.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from selfadapt import (
 )
 from selfadapt._adapt import STATISTICS_BATCHES, first_look
 from selfadapt._batch_norm import batch_norms, mixed
+from selfadapt._network import copy_network, pick_device
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -51,7 +53,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "half the augmentation": {"strength": 0.5},
     "hard targets": {"targets": "hard"},
     "batch norm of the source": {"batch_norm": "source"},
-    "batch norm of the target": {"batch_norm": "target"},
+    "batch norm of the images": {"batch_norm": "target"},
     "batch norm of the batch": {"batch_norm": "batch"},
     "L2-SP 1e-2": {"l2sp": 1e-2},
     "400 iterations": {"iterations": 400},
@@ -114,18 +116,19 @@ def statistics(prepared: Task, config: Config) -> list[dict[str, Any]] | None:
     if not batch_norms(adapter.model):
         return None
     run, looks, crops = set_up(prepared, config)
-    measured = adabn(adapter, crops.batches(0, STATISTICS_BATCHES))
+    measured = adabn(adapter.with_model(run.initial), crops.batches(0, STATISTICS_BATCHES))
     rows = []
     for share in (0.0, 0.5, 1.0):
         model = mixed(run.initial, measured, share)
         figures = recorded(looks(model)) | scores(adapter.with_model(model), prepared)
-        rows.append({"iteration": 0, "share": share, "teacher": figures})
+        rows.append({"iteration": 0, "share": share, "network": figures})
     return rows
 
 
 def baseline(name: str, prepared: Task, config: Config) -> list[dict[str, Any]] | None:
     """Before and after; None where the network has nothing that the baseline could change."""
-    adapter = prepared.adapter
+    network = copy_network(prepared.adapter.model, pick_device(config.device))
+    adapter = prepared.adapter.with_model(network)
     batches = Crops(adapter, prepared.images, config).batches(0, config.iterations)
     if name == "TTA alone":
         after = tta(adapter)
@@ -136,7 +139,7 @@ def baseline(name: str, prepared: Task, config: Config) -> list[dict[str, Any]] 
     else:
         after = adapter.with_model(adabn(adapter, batches))
     return [
-        {"iteration": at, "teacher": scores(each, prepared)}
+        {"iteration": at, "network": scores(each, prepared)}
         for at, each in ((0, adapter), (config.iterations, after))
     ]
 
@@ -209,8 +212,9 @@ def main() -> None:
 
 def summary(rows: list[dict[str, Any]]) -> str:
     return ", ".join(
-        f"{name} " + " ".join(f"{row[name]['ap']:.3f}" for row in rows if name in row)
-        for name in NETWORKS
+        f"{name} " + " ".join(f"{row[name]['ap']:.3f}" for row in rows)
+        for name in ("network", *NETWORKS)
+        if name in rows[0]
     )
 
 

@@ -37,6 +37,8 @@ HARM, GAIN = 0.01, 0.05
 """Relative AP that counts as harm, and from which on a pair has something to gain."""
 SHIFT = {pair.name: pair.shift for pair in PAIRS}
 TARGET = {pair.name: pair.target for pair in PAIRS}
+SHIFTED = {name for name, shift in SHIFT.items() if shift != "none"}
+CLEAR = {name for name in SHIFTED if TARGET[name] != "photons"}
 AGREEMENT = agreement()
 CURVES = {
     "ap": "AP",
@@ -83,14 +85,19 @@ Choice = Callable[[list[Look]], float]
 
 
 def ap(stop: Monitor) -> Choice:
-    return lambda run: float(kept(run, stop)["ap"])
+    """What a criterion keeps; NaN where it cannot be had."""
+    return lambda run: kept(run, stop)["ap"] if np.isfinite(run[-1][stop.name]) else np.nan
 
 
-CHOICES: dict[str, Choice] = {
-    "kept by agreement": ap(AGREEMENT),
-    "last": lambda run: run[-1]["ap"],
-    "best": lambda run: max(look["ap"] for look in run),
-}
+def last(run: list[Look]) -> float:
+    return float(run[-1]["ap"])
+
+
+def best(run: list[Look]) -> float:
+    return float(max(look["ap"] for look in run))
+
+
+KEPT = ap(AGREEMENT)
 PAPER: dict[str, Monitor] = {"stop D_emb": EmbeddingDrift(), "stop FN": FalseNegativeRate()}
 
 
@@ -104,40 +111,34 @@ def gain(runs: Runs, pick: Choice, network: str) -> float:
     return mean_ap(runs, pick, network) / base(runs) - 1
 
 
-def paper(cells: Cells, pair: str, stop: Monitor, network: str) -> list[float]:
-    """What a criterion of the paper keeps, of each seed.
+def trained_statistics(cells: Cells, pair: str) -> Runs:
+    """Runs that start from trained batch-norm statistics, as with other criteria or with none.
 
-    `adapt` then starts from the trained batch-norm statistics, so where the default does not, the
-    runs that do are taken. Nothing where the criterion cannot be had.
+    Those of the default, but where it has taken statistics of the images.
     """
-    runs = dict(cells[pair, "default"])
-    for seed, rows in list(runs.items()):
-        if rows[0]["teacher"].get("target_statistics"):
-            del runs[seed]
-    runs |= cells.get((pair, "batch norm of the source"), {})
-    every = [looks(rows, network) for rows in runs.values()]
-    return [kept(run, stop)["ap"] for run in every if np.isfinite(run[-1][stop.name])]
+    default = cells[pair, "default"].items()
+    same = {s: rows for s, rows in default if not rows[0]["teacher"].get("target_statistics")}
+    return cells.get((pair, "batch norm of the source"), {}) | same
 
 
 def stops(cells: Cells, network: str) -> str:
     """Base, what each criterion keeps, last and best look, for every pair (Table 1 in kind)."""
-    columns = ["kept by agreement", *PAPER, "last", "best"]
+    other = {**{name: ap(stop) for name, stop in PAPER.items()}, "last": last}
     rows, gains = [], {}
     for name, runs in measured(cells).items():
-        values = [
-            [CHOICES[c](looks(rows, network)) for rows in runs.values()]
-            if c in CHOICES
-            else paper(cells, name, PAPER[c], network)
-            for c in columns
-        ]
+        plain = trained_statistics(cells, name)
+        columns = [(runs, KEPT), *((plain, pick) for pick in other.values()), (runs, best)]
+        values = [[pick(looks(r, network)) for r in each.values()] for each, pick in columns]
+        values = [[value for value in each if np.isfinite(value)] for each in values]
         figures = [cell(each) for each in values]
         rows.append([name, SHIFT[name], str(len(runs)), f"{base(runs):.3f}", *figures])
         gains[name] = np.array([np.mean(v) / base(runs) - 1 if v else np.nan for v in values])
-    shifted = [g for name, g in gains.items() if SHIFT[name] != "none"]
+    shifted, clear = ([g for n, g in gains.items() if n in names] for names in (SHIFTED, CLEAR))
     able = [g / g[-1] for g in gains.values() if g[-1] > GAIN]
     for title, figures in (
         ("mean relative gain, shifted pairs", np.nanmean(shifted, 0)),
         ("the same, no pair above +100 %", np.nanmean(np.minimum(shifted, 1), 0)),
+        ("mean relative gain, shifted pairs but photons", np.nanmean(clear, 0)),
         ("median relative gain, shifted pairs", np.nanmedian(shifted, 0)),
         ("largest relative loss, all pairs", np.nanmin(list(gains.values()), 0)),
         (
@@ -146,7 +147,7 @@ def stops(cells: Cells, network: str) -> str:
         ),
     ):
         rows.append([f"**{title}**", "", "", "", *(f"{x:+z.1%}" for x in figures)])
-    return table(["pair", "shift", "seeds", "base", *columns], rows)
+    return table(["pair", "shift", "seeds", "base", "kept by agreement", *other, "best"], rows)
 
 
 def _mean_cut(gains: Sequence[float]) -> float:
@@ -159,27 +160,28 @@ def compared(cells: Cells) -> str:
     names = [*BASELINES, "mean teacher"]
     rows, gains = [], defaultdict(list)
     for pair, runs in measured(cells).items():
-        before, default = base(runs), mean_ap(runs, CHOICES["kept by agreement"], EXPORT)
+        before, default = base(runs), mean_ap(runs, KEPT, EXPORT)
         row = [pair, f"{before:.3f}", f"{default:.3f}"]
         for name in names:
             if others := cells.get((pair, name)):
-                after = mean_ap(others, CHOICES["last"], "teacher")
+                network = "network" if name in BASELINES else "teacher"
+                after = mean_ap(others, last, network)
                 gains[name].append((pair, after / before - 1, default / before - 1))
             row.append(f"{after:.3f}" if others else "")
         rows.append(row)
-    for title, column, shifted_only, how in (
-        ("mean relative gain, shifted pairs, each at most +100 %", 1, True, _mean_cut),
-        ("the default's on the same pairs", 2, True, _mean_cut),
-        ("median relative gain, shifted pairs", 1, True, np.median),
-        ("the default's on the same pairs", 2, True, np.median),
-        ("largest relative loss, all pairs", 1, False, np.min),
-        ("the default's on the same pairs", 2, False, np.min),
+    for title, pairs, how in (
+        ("mean relative gain, shifted pairs, each at most +100 %", SHIFTED, _mean_cut),
+        ("mean relative gain, shifted pairs but photons", CLEAR, np.mean),
+        ("median relative gain, shifted pairs", SHIFTED, np.median),
+        ("largest relative loss, all pairs", set(SHIFT), np.min),
     ):
-        figures = []
-        for name in names:
-            chosen = [g for g in gains[name] if SHIFT[g[0]] != "none" or not shifted_only]
-            figures.append(f"{how([g[column] for g in chosen]):+z.1%}" if chosen else "")
-        rows.append([f"**{title}**", "", "", *figures])
+        both = [np.array([g for pair, *g in gains[n] if pair in pairs]) for n in names]
+        for who, column in ((title, 0), ("the default's on the same pairs", 1)):
+            figures = [f"{how(g[:, column]):+z.1%}" if len(g) else "" for g in both]
+            rows.append([f"**{who}**", "", "", *figures])
+    ahead = [[np.sign(round(after - default, 9)) for _, after, default in gains[n]] for n in names]
+    wins = [f"{signs.count(1)} / {signs.count(-1)} of {len(signs)}" for signs in ahead]
+    rows.append(["**pairs on which it ends higher / lower than the default**", "", "", *wins])
     return table(["pair", "base", "default, kept", *names], rows)
 
 
@@ -190,7 +192,8 @@ def components(cells: Cells) -> str:
 
 def settings(cells: Cells) -> str:
     """Other settings, and the other network exported."""
-    return _at_the_end(cells, [n for n in SETTINGS if n not in ("default", *COMPONENTS)])
+    shown_elsewhere = ("default", *COMPONENTS, "mean teacher")
+    return _at_the_end(cells, [name for name in SETTINGS if name not in shown_elsewhere])
 
 
 def _at_the_end(cells: Cells, names: Sequence[str]) -> str:
@@ -220,7 +223,7 @@ def statistics(cells: Cells) -> str:
     for pair in SHIFT:
         for seed, shares in cells.get((pair, STATISTICS), {}).items():
             figures = [
-                f"{row['teacher'][name]:.3f}" for name in (AGREEMENT.name, "ap") for row in shares
+                f"{row['network'][name]:.3f}" for name in (AGREEMENT.name, "ap") for row in shares
             ]
             rows.append([pair, str(seed), *figures])
     of = ("trained", "half", "images")
@@ -250,10 +253,10 @@ def left_out(cells: Cells) -> str:
     """
     gains = gains_by_option(cells)
 
-    def best(names: Sequence[str]) -> int:
+    def chosen_on(names: Sequence[str]) -> int:
         worst = np.min([gains[n] for n in names], 0).reshape(-1, len(THRESHOLDS))
         worst = np.minimum(worst, np.hstack([worst[:, :1], worst[:, :-1]])).ravel()
-        means = [_mean_cut([gains[n][i] for n in names if SHIFT[n] != "none"]) for i in INDICES]
+        means = [_mean_cut([gains[n][i] for n in names if n in SHIFTED]) for i in INDICES]
         value = np.where(worst >= -HARM, means, worst - 10).round(4)
         return max(INDICES, key=lambda i: (value[i], *OPTIONS[i][1:]))
 
@@ -264,11 +267,11 @@ def left_out(cells: Cells) -> str:
     for name in gains:
         without_pair = [other for other in gains if other != name]
         without_target = [other for other in gains if TARGET[other] != TARGET[name]]
-        chosen = [result(name, best(others)) for others in (without_pair, without_target)]
+        chosen = [result(name, chosen_on(others)) for others in (without_pair, without_target)]
         results[name] = [made for _, made in chosen]
         rows.append([name, *chain.from_iterable((what, f"{made:+z.1%}") for what, made in chosen)])
-    everywhere = ", ".join(map(str, OPTIONS[best(list(gains))]))
-    shifted = np.array([made for name, made in results.items() if SHIFT[name] != "none"])
+    everywhere = ", ".join(map(str, OPTIONS[chosen_on(list(gains))]))
+    shifted = np.array([made for name, made in results.items() if name in SHIFTED])
     for title, figures in (
         ("mean, shifted pairs", [_mean_cut(column) for column in shifted.T]),
         ("largest loss", np.min(list(results.values()), 0)),
@@ -284,7 +287,7 @@ def thresholds(cells: Cells) -> str:
     gains = gains_by_option(cells)
     rows = defaultdict(list)
     for index, (network, iou, _) in enumerate(OPTIONS):
-        mean = _mean_cut([g[index] for name, g in gains.items() if SHIFT[name] != "none"])
+        mean = _mean_cut([g[index] for name, g in gains.items() if name in SHIFTED])
         rows[network, iou].append(f"{mean:+z.1%}, {min(g[index] for g in gains.values()):+z.1%}")
     head = ["export", "IoU", *map(str, THRESHOLDS)]
     return table(head, ([network, str(iou), *row] for (network, iou), row in rows.items()))
@@ -334,7 +337,7 @@ def gain_by_cost(cells: Cells, file: Path) -> None:
     """Mean relative gain over shifted pairs against forward passes of a crop."""
     config = Config()
     figure, axis = plt.subplots(figsize=(5, 3.2))
-    pairs = {name: runs for name, runs in measured(cells).items() if SHIFT[name] != "none"}
+    pairs = {name: runs for name, runs in measured(cells).items() if name in SHIFTED}
     at = [row["iteration"] for row in next(iter(next(iter(pairs.values())).values()))]
     passes = np.array(at) * config.batch_size * (config.views + 1)
     for network in NETWORKS:
@@ -345,7 +348,8 @@ def gain_by_cost(cells: Cells, file: Path) -> None:
         ]) - 1  # fmt: skip
         axis.plot(passes, 100 * gains.mean(0), label=f"{network}, mean")
         axis.plot(passes, 100 * np.median(gains, 0), "--", label=f"{network}, median")
-    axis.set(xlabel="forward passes of a 128 x 128 crop", ylabel="relative gain of AP (%)")
+    crop = f"{config.crop} x {config.crop}"
+    axis.set(xlabel=f"forward passes of a {crop} crop", ylabel="relative gain of AP (%)")
     axis.legend()
     figure.tight_layout()
     figure.savefig(file, dpi=80)

@@ -79,7 +79,8 @@ PAIRS = [
     Pair("stardist", "fluo256", "none", tuned="fluo256"),
     Pair("stardist", "he", "none", tuned="he"),
     Pair("cellpose", "he", "none", tuned="he"),
-    # From here on: added when all but the IoU and the threshold of the agreement had been chosen.
+    # From here on: added when all but the exported network and the agreement's IoU and threshold
+    # had been chosen.
     *(Pair(family, "defocus", "strong") for family in ("smp", "stardist", "cellpose")),
     Pair("broad", "fluo360", "slight"),
     Pair("stardist", "fluo520", "slight", tuned="fluo256"),

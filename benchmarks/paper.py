@@ -20,7 +20,7 @@ is set as follows.
   nuclei in the channel of nuclei alone.
 - Everything else is as in `Config`: learning rate, crops, augmentation, the student as the result.
 - "kept" is what `ViewAgreement` keeps, the default criterion; with our defaults it also decides on
-  batch-norm statistics.
+  batch-norm statistics, so that other criteria would not have seen these runs: they stay empty.
 
 With the paper's settings a run has 51 looks, each of which segments the whole test split (LIVECell:
 about 1,500 images); there are 15 such runs, and 15 with our defaults (5 looks). `--looks` and
@@ -32,8 +32,9 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -199,7 +200,7 @@ def looks_of(
     ]
 
 
-def outcome(runs: Sequence[Sequence[dict[str, float]]]) -> str:
+def outcome(runs: Sequence[Sequence[dict[str, float]]], setting: str) -> str:
     """Table cells of runs, one per seed: base, stop D_emb, stop FN, last, best, kept."""
     figures = [
         (
@@ -214,9 +215,12 @@ def outcome(runs: Sequence[Sequence[dict[str, float]]]) -> str:
     ]
     means = np.mean(figures, 0)
     spreads = np.std(figures, 0, ddof=1) if len(runs) > 1 else np.zeros_like(means)
-    return " | ".join(
+    cells = [
         f"{m:.3f}" + (f" ± {s:.3f}" if s > 0 else "") for m, s in zip(means, spreads, strict=True)
-    )
+    ]
+    if setting == "default":
+        cells[1:4] = "", "", ""
+    return " | ".join(cells)
 
 
 def weights(name: str) -> str:
@@ -258,21 +262,21 @@ def main() -> None:
     for seed, (block, setting) in product(args.seeds, runs):
         config = config_of(block, setting, seed, args)
         of = {
-            "target": block.target, "model": models[block.model], "setting": setting, "seed": seed,
-            "iterations": config.iterations, "every": config.validate_every, "l2sp": config.l2sp,
-            "limit": args.limit,
+            "target": block.target, "model": models[block.model], "setting": setting,
+            "limit": args.limit, "config": asdict(config),
         }  # fmt: skip
         key = json.dumps(of)
         if key not in done:
             data, channels = images[block.target], TARGETS[block.target].channels
             adapter = CellposeAdapter(files[block.model], diameter=data.diameter, channels=channels)
-            folder = args.out / "-".join(Path(str(value)).name for value in of.values())
+            folder = args.out / sha256(key.encode()).hexdigest()[:12]
             stop = USUAL if setting == "default" else None
             done[key] = looks_of(adapter, data, config, stop, folder)
             with store.open("a") as handle:
                 handle.write(json.dumps({"of": of, "looks": done[key]}) + "\n")
             shutil.rmtree(folder)  # it has a network of 26 MB for each look
-            print(f"{key}: {outcome([done[key]])}", file=sys.stderr, flush=True)
+            told = f"{block.target}, {models[block.model]}, {SETTINGS[setting]}, seed {seed}"
+            print(f"{told}: {outcome([done[key]], setting)}", file=sys.stderr, flush=True)
         runs[block, setting].append(done[key])
     head = "base | stop D_emb | stop FN | last | best | kept"
     print(f"| data set | network | figures | seeds | {head} |")
@@ -282,7 +286,7 @@ def main() -> None:
         print(f"{title} paper | 3 | {block.figures} | |")
         for setting in args.settings:
             each = runs[block, setting]
-            print(f"{title} {SETTINGS[setting]} | {len(each)} | {outcome(each)} |")
+            print(f"{title} {SETTINGS[setting]} | {len(each)} | {outcome(each, setting)} |")
 
 
 if __name__ == "__main__":

@@ -76,13 +76,13 @@ def look(ap: float, agreement: float, d_emb: float = 0.0):
     return {"ap": ap, **agreements, "d_emb": d_emb, "fn_rate": 0.0}
 
 
-def cell(pair: str, *teacher, student=None, seed=0):
+def cell(pair: str, *teacher, student=None, seed=0, setting="default"):
     """Looks of a run at every 50th step."""
     rows = [
         {"iteration": 50 * k, "teacher": t, "student": s}
         for k, (t, s) in enumerate(zip(teacher, student or teacher, strict=True))
     ]
-    return {"pair": pair, "setting": "default", "seed": seed, "rows": rows}
+    return {"pair": pair, "setting": setting, "seed": seed, "rows": rows}
 
 
 def cells_of(report, tmp_path, *cells):
@@ -114,6 +114,51 @@ def test_table_of_stops(report, tmp_path):
     ]  # fmt: skip
     assert line(table, "broad to he")[3:] == ["0.500", "0.500", "", "0.600", "0.600", "0.600"]
     assert line(table, "**largest relative loss, all pairs**")[4:6] == ["-10.0%", "+20.0%"]
+
+
+def test_other_criteria_see_runs_with_trained_statistics(report, tmp_path):
+    taken = [look(0.2, 0.2) | {"target_statistics": 1.0}, look(0.8, 0.8)]
+    trained = [look(0.2, 0.2), look(0.4, 0.4)]
+    cells = cells_of(
+        report,
+        tmp_path,
+        cell("smp to photons", *taken),
+        cell("smp to photons", *trained, setting="batch norm of the source"),
+        cell("smp to he", *trained),
+    )
+    table = report.stops(cells, "student")
+    assert line(table, "smp to photons")[3:] == [
+        "0.200",
+        "0.800",
+        "0.400",
+        "0.400",
+        "0.400",
+        "0.800",
+    ]
+
+
+def test_baselines_are_compared_on_the_pairs_that_they_have(report, tmp_path):
+    def alone(pair: str, *ap: float):
+        rows = [{"iteration": k, "network": {"ap": value}} for k, value in enumerate(ap)]
+        return {"pair": pair, "setting": "TTA alone", "seed": 0, "rows": rows}
+
+    helped = [look(0.4, 0.4), look(0.8, 0.8)]
+    cells = cells_of(
+        report,
+        tmp_path,
+        cell("smp to photons", *helped),
+        cell("smp to he", look(0.5, 0.5), look(0.4, 0.5)),
+        cell("stardist to he", *helped),
+        alone("smp to photons", 0.4, 0.6),
+        alone("smp to he", 0.5, 0.55),
+    )
+    table = report.compared(cells)
+    assert line(table, "stardist to he")[1:] == ["0.400", "0.800", "", "", "", ""]
+    mean = "**mean relative gain, shifted pairs, each at most +100 %**"
+    assert line(table, mean)[3:] == ["+30.0%", "", "", ""]
+    assert line(table, "**the default's on the same pairs**")[3:] == ["+50.0%", "", "", ""]
+    ends = "**pairs on which it ends higher / lower than the default**"
+    assert line(table, ends)[3] == "1 / 1 of 2"
 
 
 def test_options_are_chosen_on_other_pairs_or_targets(report, tmp_path):

@@ -167,7 +167,7 @@ def test_table_from_files_in_the_formats_of_the_data_sets(
     assert all(row[0] == "1" and min(map(float, row[1:])) > 0.6 for row in found)
 
     cells = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
-    assert [(cell["of"]["target"], cell["of"]["l2sp"]) for cell in cells] == [
+    assert [(cell["of"]["target"], cell["of"]["config"]["l2sp"]) for cell in cells] == [
         ("livecell", 1e-4), ("tissuenet-cells", 1e-4), ("tissuenet-nuclei", 1e-2),
         ("livecell", 1e-5), ("tissuenet-cells", 1e-2),
     ]  # fmt: skip
@@ -181,6 +181,8 @@ def test_table_from_files_in_the_formats_of_the_data_sets(
     assert [json.loads(line)["of"]["setting"] for line in added] == ["default"]
     again = rows_of(out)
     assert len(again) == 3
+    ours = again["TissueNet (nuclei)", str(files["nuclei"]), "our defaults"]
+    assert [bool(figure) for figure in ours] == [True, True, False, False, False, True, True]
     assert all(again[name] == row for name, row in rows.items() if name[0] == "TissueNet (nuclei)")
 
 
