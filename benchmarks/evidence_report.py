@@ -35,6 +35,8 @@ COMPONENTS = ("no masks", "no teacher TTA", "no L2-SP", "no augmentation")
 THRESHOLDS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08)
 HARM, GAIN = 0.01, 0.05
 """Relative AP that counts as harm, and from which on a pair has something to gain."""
+SAME = 0.005
+"""Change of AP up to which a look counts as the same as the first."""
 SHIFT = {pair.name: pair.shift for pair in PAIRS}
 TARGET = {pair.name: pair.target for pair in PAIRS}
 SHIFTED = {name for name, shift in SHIFT.items() if shift != "none"}
@@ -282,6 +284,28 @@ def left_out(cells: Cells) -> str:
     return table(head, rows)
 
 
+def rises(cells: Cells) -> str:
+    """How much better looks agree than the first one of their run, by what became of AP."""
+    runs = [looks(rows) for seeds in measured(cells).values() for rows in seeds.values()]
+    changes = [
+        (now["ap"] - run[0]["ap"], now[AGREEMENT.name] - run[0][AGREEMENT.name])
+        for run in runs
+        for now in run[1:]
+    ]
+    rows = []
+    for title, low, high in (
+        (f"lost more than {SAME}", -np.inf, -SAME),
+        ("about the same", -SAME, SAME),
+        (f"gained more than {SAME}", SAME, np.inf),
+    ):
+        found = np.array([rise for gained, rise in changes if low < gained <= high])
+        much = int(np.sum(found >= AGREEMENT.threshold))
+        less = int(np.sum(found > 0)) - much
+        rows.append([title, *map(str, (len(found), len(found) - less - much, less, much))])
+    most = AGREEMENT.threshold
+    return table(["AP", "looks", "not better", f"by less than {most}", f"by {most} or more"], rows)
+
+
 def thresholds(cells: Cells) -> str:
     """Mean gain (cut at +100 %) over shifted pairs and largest loss of all, by option."""
     gains = gains_by_option(cells)
@@ -370,6 +394,7 @@ def main() -> None:
         ("statistics", statistics(cells)),
         ("components", components(cells)),
         ("settings", settings(cells)),
+        ("rises", rises(cells)),
         ("thresholds", thresholds(cells)),
         ("left out", left_out(cells)),
     ):

@@ -30,7 +30,7 @@ for epoch in range(int(os.environ.get("EPOCHS", "5"))):
         optimizer.step()
         run.update_teacher()
     drift.reset()
-    drift.update(predict(adapter, run.initial, held_out), predict(adapter, run.teacher, held_out))
+    drift.update(predict(adapter, run.initial, held_out), predict(adapter, run.exported, held_out))
     print(f"epoch {epoch}: loss {info['loss']:.4f}, drift {drift.compute():.3f}")
     if drift.compute() > drift.threshold:
         break

@@ -335,8 +335,8 @@ def _most_agreeing(stop: ViewAgreement, history: list[Row]) -> Verdict:
         return Verdict(kept, f"flipped and turned copies agree best at iteration {kept} ({change})")
     return Verdict(
         0,
-        f"flipped and turned copies agree no better than at first ({agreement[0]:.3f}) by "
-        f"{stop.threshold:g}; the initial weights are kept",
+        f"flipped and turned copies do not agree better than at first ({agreement[0]:.3f}) by at "
+        f"least {stop.threshold:g}; the initial weights are kept",
     )
 
 

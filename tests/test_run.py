@@ -328,7 +328,7 @@ def test_the_look_that_agrees_best_is_kept_if_it_agrees_better_than_the_first(ad
     best = max(agreement, key=agreement.get)
     rise = agreement[best] - agreement[0]
     assert rise > 0  # else this would test nothing
-    for threshold, kept, word in ((rise, best, "agree best"), (2 * rise, 0, "no better")):
+    for threshold, kept, word in ((rise, best, "agree best"), (2 * rise, 0, "do not agree better")):
         stop = ViewAgreement(threshold)
         result = adapt(adapter, noisy, config=settings, stop=stop, progress=False)
         assert result.iteration == kept
