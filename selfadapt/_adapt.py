@@ -333,10 +333,11 @@ def _most_agreeing(stop: ViewAgreement, history: list[Row]) -> Verdict:
         if share := looks[0].get("target_statistics"):
             change += f", with {share:.0%} batch-norm statistics of these images"
         return Verdict(kept, f"flipped and turned copies agree best at iteration {kept} ({change})")
+    first, *later = agreement.values()
     return Verdict(
         0,
-        f"flipped and turned copies do not agree better than at first ({agreement[0]:.3f}) by at "
-        f"least {stop.threshold:g}; the initial weights are kept",
+        f"flipped and turned copies agree by less than {stop.threshold:g} better than at first "
+        f"({first:.3f}, later at best {max(later):.3f}); the initial weights are kept",
     )
 
 

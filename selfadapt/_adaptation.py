@@ -1,5 +1,6 @@
 """The run: one stateful object around the pure parts of the method."""
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from selfadapt._reliability import RunningThreshold
 from selfadapt._teacher import make_teacher, update_teacher
 from selfadapt._views import view_votes
 
+logger = logging.getLogger(__name__)
 Info = dict[str, float]
 Stop = Callable[["SelfAdaptation", Mapping[str, float]], bool]
 
@@ -215,10 +217,19 @@ class SelfAdaptation:
                 f"{stop!r} would never stop: give validation=Validation(...) that measures it."
             )
         history = []
+        looked = False
         for info in self.iterate(batches, validation):
             history.append({name: float(value) for name, value in info.items()})
+            looked |= self.look_due
             if stop is not None and stop(self, history[-1]):
                 break
+        if validation is not None and not looked:
+            logger.warning(
+                "fit ended at iteration %d, before a look (one every %d): give more batches, or a "
+                "smaller validate_every.",
+                self.iteration,
+                self.config.validate_every,
+            )
         return history
 
     def state_dict(self) -> dict[str, Any]:

@@ -328,7 +328,7 @@ def test_the_look_that_agrees_best_is_kept_if_it_agrees_better_than_the_first(ad
     best = max(agreement, key=agreement.get)
     rise = agreement[best] - agreement[0]
     assert rise > 0  # else this would test nothing
-    for threshold, kept, word in ((rise, best, "agree best"), (2 * rise, 0, "do not agree better")):
+    for threshold, kept, word in ((rise, best, "agree best"), (2 * rise, 0, "agree by less than")):
         stop = ViewAgreement(threshold)
         result = adapt(adapter, noisy, config=settings, stop=stop, progress=False)
         assert result.iteration == kept
@@ -455,6 +455,17 @@ def test_fit_and_iterate_in_somebody_elses_code(adapter):
         if run.iteration == 9:
             break
     assert run.iteration == 9
+
+
+def test_fit_says_if_it_ended_before_the_first_look(adapter, caplog):
+    run = SelfAdaptation(adapter, config(iterations=100, validate_every=4))
+    images = [prepare(adapter, image[None], "held out") for image in IMAGES[:2]]
+    validation = Validation(adapter, run.initial, images)
+    run.fit(batches(3), validation=validation)
+    assert "ended at iteration 3, before a look" in caplog.text
+    caplog.clear()
+    run.fit(batches(1), validation=validation)
+    assert not caplog.text
 
 
 def test_monitors_by_hand(adapter):
