@@ -7,9 +7,9 @@ a baseline of `baselines.py`, and a seed; without further words those of the def
 `--settings all` everything (days, on two cores). A cell is one trajectory to the end: at each look
 the label-free figures of student and teacher are kept, and their scores on labelled test images,
 so that every stop, and the best look, can be read off afterwards (`evidence_report.py`). Looks see
-the corners of held-out images, to save time; `adapt` sees more of them. Source networks are
-trained first, by `sources.py`, and kept. A cell is not run again when the code or the defaults
-have changed: delete its line.
+the corners of held-out images, to save time; but for the agreement `adapt` sees more. Source
+networks are trained first, by `sources.py`, and kept. A cell is not run again when the code or the
+defaults have changed: delete its line.
 """
 
 import argparse

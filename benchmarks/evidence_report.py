@@ -40,7 +40,7 @@ SAME = 0.005
 SHIFT = {pair.name: pair.shift for pair in PAIRS}
 TARGET = {pair.name: pair.target for pair in PAIRS}
 SHIFTED = {name for name, shift in SHIFT.items() if shift != "none"}
-CLEAR = {name for name in SHIFTED if TARGET[name] != "photons"}
+WITHOUT_PHOTONS = {name for name in SHIFTED if TARGET[name] != "photons"}
 AGREEMENT = agreement()
 CURVES = {
     "ap": "AP",
@@ -135,12 +135,14 @@ def stops(cells: Cells, network: str) -> str:
         figures = [cell(each) for each in values]
         rows.append([name, SHIFT[name], str(len(runs)), f"{base(runs):.3f}", *figures])
         gains[name] = np.array([np.mean(v) / base(runs) - 1 if v else np.nan for v in values])
-    shifted, clear = ([g for n, g in gains.items() if n in names] for names in (SHIFTED, CLEAR))
+    shifted, others = (
+        [g for n, g in gains.items() if n in names] for names in (SHIFTED, WITHOUT_PHOTONS)
+    )
     able = [g / g[-1] for g in gains.values() if g[-1] > GAIN]
     for title, figures in (
         ("mean relative gain, shifted pairs", np.nanmean(shifted, 0)),
         ("the same, no pair above +100 %", np.nanmean(np.minimum(shifted, 1), 0)),
-        ("mean relative gain, shifted pairs but photons", np.nanmean(clear, 0)),
+        ("mean relative gain, shifted pairs but photons", np.nanmean(others, 0)),
         ("median relative gain, shifted pairs", np.nanmedian(shifted, 0)),
         ("largest relative loss, all pairs", np.nanmin(list(gains.values()), 0)),
         (
@@ -173,7 +175,7 @@ def compared(cells: Cells) -> str:
         rows.append(row)
     for title, pairs, how in (
         ("mean relative gain, shifted pairs, each at most +100 %", SHIFTED, _mean_cut),
-        ("mean relative gain, shifted pairs but photons", CLEAR, np.mean),
+        ("mean relative gain, shifted pairs but photons", WITHOUT_PHOTONS, np.mean),
         ("median relative gain, shifted pairs", SHIFTED, np.median),
         ("largest relative loss, all pairs", set(SHIFT), np.min),
     ):

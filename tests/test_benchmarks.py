@@ -128,13 +128,8 @@ def test_other_criteria_see_runs_with_trained_statistics(report, tmp_path):
     )
     table = report.stops(cells, "student")
     assert line(table, "smp to photons")[3:] == [
-        "0.200",
-        "0.800",
-        "0.400",
-        "0.400",
-        "0.400",
-        "0.800",
-    ]
+        "0.200", "0.800", "0.400", "0.400", "0.400", "0.800"
+    ]  # fmt: skip
 
 
 def test_baselines_are_compared_on_the_pairs_that_they_have(report, tmp_path):
