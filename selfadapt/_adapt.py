@@ -17,17 +17,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from selfadapt._adaptation import SelfAdaptation, Stop
 from selfadapt._adapter import Adapter
 from selfadapt._batch_norm import adabn, batch_norms, mixed
 from selfadapt._config import Config
 from selfadapt._crops import Crops
 from selfadapt._errors import CheckpointError, ConfigError, ImageError
 from selfadapt._images import LazyImage, open_images, refuse_masks
+from selfadapt._input import prepare
 from selfadapt._monitors import Monitor, Validation, ViewAgreement, usual_criterion
 from selfadapt._network import copy_network, is_finite
+from selfadapt._normalize import is_constant
 from selfadapt._predict import centre_crop, predict
-from selfadapt._prepare import is_constant, prepare
+from selfadapt._run import SelfAdaptation, Stop
 from selfadapt._rundir import Row, RunDirectory
 
 LOG_EVERY = 10

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from selfadapt._errors import ModelError
-from selfadapt._heads import OutputSpec
+from selfadapt._input import prepare
+from selfadapt._normalize import Image, as_channels_first, normalize_percentile
 from selfadapt._predict import predict
-from selfadapt._prepare import Image, as_channels_first, normalize_percentile, prepare
+from selfadapt._spec import OutputSpec
 from selfadapt._symmetry import Grid
 from selfadapt._tiles import predict_tiled, resize_labels
 

@@ -12,7 +12,8 @@ from selfadapt._adapter import Adapter
 from selfadapt._config import Config
 from selfadapt._errors import ImageError
 from selfadapt._images import LazyImage, refuse_masks
-from selfadapt._prepare import is_constant, prepare
+from selfadapt._input import prepare
+from selfadapt._normalize import is_constant
 from selfadapt._tiles import pad_far_side, round_up
 
 CHECKED = 256

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from selfadapt._errors import ImageError, first_line
-from selfadapt._prepare import Image, as_channels_first
+from selfadapt._normalize import Image, as_channels_first
 
 logger = logging.getLogger(__name__)
 

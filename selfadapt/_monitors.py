@@ -20,8 +20,8 @@ from selfadapt._tiles import pad_far_side
 from selfadapt._views import view_votes
 
 if TYPE_CHECKING:
-    from selfadapt._adaptation import SelfAdaptation
     from selfadapt._adapter import Adapter
+    from selfadapt._run import SelfAdaptation
 
 
 DOUBT_IMAGES, DOUBT_SIDE = 4, 256

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from skimage.transform import resize
 from torch import Tensor
 
-from selfadapt._heads import OutputSpec
+from selfadapt._spec import OutputSpec
 from selfadapt._symmetry import Grid
 
 OVERLAP = 0.25

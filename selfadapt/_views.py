@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from selfadapt._heads import OutputSpec
+from selfadapt._spec import OutputSpec
 from selfadapt._symmetry import Symmetry
 
 

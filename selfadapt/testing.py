@@ -21,12 +21,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selfadapt._adaptation import SelfAdaptation
 from selfadapt._adapter import Adapter
 from selfadapt._config import Config
 from selfadapt._crops import crop_side
-from selfadapt._heads import Head, OutputSpec
+from selfadapt._heads import Head
 from selfadapt._predict import predict
+from selfadapt._run import SelfAdaptation
+from selfadapt._spec import OutputSpec
 from selfadapt._symmetry import D4, Symmetry
 
 __all__ = ["AdapterTests", "HeadTests", "example_labels"]

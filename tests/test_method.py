@@ -21,11 +21,11 @@ from selfadapt import (
     Vector,
     adabn,
 )
-from selfadapt._adaptation import learning_rate
 from selfadapt._augment import _refocus, augment, noise_level
 from selfadapt._losses import l2_sp, masked_mean
 from selfadapt._network import select_parameters
 from selfadapt._reliability import RunningThreshold, group_quantiles
+from selfadapt._run import learning_rate
 from selfadapt._teacher import make_teacher, update_teacher
 from selfadapt._views import view_votes
 from selfadapt.testing import example_labels
