@@ -3,18 +3,19 @@
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from selfadapt import Adapter, Matches, Monitor, ViewAgreement, match
-
-USUAL = ViewAgreement()
-"""The default criterion."""
+from selfadapt import Adapter, Matches, Monitor, match
+from selfadapt._cli import NOT_TRUSTED
 
 
 def shell(*words: str) -> str:
-    """What `selfadapt WORDS` prints, run by this Python."""
+    """What `selfadapt WORDS` prints, run by this Python; a verdict of no trust is no failure."""
     command = [sys.executable, "-c", "import selfadapt._cli as c; raise SystemExit(c.main())"]
-    done = subprocess.run([*command, *words], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([*command, *words], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != NOT_TRUSTED:
+        done.check_returncode()
     return done.stdout
 
 
@@ -24,14 +25,34 @@ def score(adapter: Adapter, pairs: Sequence[tuple[Any, Any]]) -> Matches:
     return sum(counts, Matches())
 
 
-def agreement(threshold: float = USUAL.threshold, iou: float = USUAL.iou) -> ViewAgreement:
-    """The criterion under a name that says its IoU, so that looks can hold several."""
-    monitor = ViewAgreement(threshold, iou=iou)
-    monitor.name = f"agreement_{iou}"
-    return monitor
+@dataclass(frozen=True)
+class Agreement:
+    """The default criterion before there was a judge, for the cells that were recorded with it.
+
+    A run went through to its end; then the look was kept at which instances in an image and in
+    three flipped or turned copies of it agreed best, if they did so better than at first.
+
+    Args:
+        threshold: by how much, at least.
+        iou: IoU from which two instances are the same.
+    """
+
+    threshold: float = 0.06
+    iou: float = 0.7
+
+    @property
+    def name(self) -> str:
+        """Of the figure in a look: AP of the instances in the copies against those in the image."""
+        return f"agreement_{self.iou}"
+
+    def choose(self, looks: Sequence[dict[str, Any]]) -> int:
+        """Iteration of the look to keep."""
+        best = max(looks, key=lambda look: look[self.name])
+        rise = best[self.name] - looks[0][self.name]
+        return int(best["iteration"]) if rise >= self.threshold else 0
 
 
-def kept(looks: Sequence[dict[str, Any]], stop: Monitor) -> dict[str, Any]:
-    """The look that `adapt` keeps with that criterion."""
+def kept(looks: Sequence[dict[str, Any]], stop: Monitor | Agreement) -> dict[str, Any]:
+    """The look that a criterion keeps."""
     chosen = stop.choose(looks)
     return next(look for look in looks if look["iteration"] == chosen)

@@ -1,15 +1,17 @@
 """Does adapting help, does it ever harm, and can it be left alone? Pairs x settings x seeds.
 
-    python benchmarks/evidence.py --shared ../shared --out benchmarks/results/evidence.jsonl
+    python benchmarks/evidence.py --shared ../shared --out runs/evidence.jsonl
 
 Runs every cell that is not in the output file yet: a pair of `pairs.py`, a setting of SETTINGS or
 a baseline of `baselines.py`, and a seed; without further words those of the default setting, with
 `--settings all` everything (days, on two cores). A cell is one trajectory to the end: at each look
 the label-free figures of student and teacher are kept, and their scores on labelled test images,
-so that every stop, and the best look, can be read off afterwards (`evidence_report.py`). Looks see
-the corners of held-out images, to save time; but for the agreement `adapt` sees more. Source
-networks are trained first, by `sources.py`, and kept. A cell is not run again when the code or the
-defaults have changed: delete its line.
+so that the paper's stops, and the best look, can be read off afterwards. Looks are the judge's, at
+the windows that `adapt` sees. Source networks are trained first, by `sources.py`, and kept. A cell
+is not run again when the code or the defaults have changed: delete its line.
+
+`benchmarks/results/evidence.jsonl` has the cells of docs/evidence.md, of the time when the
+agreement of copies was the criterion (`evidence_cells.py`): do not mix others into it.
 """
 
 import argparse
@@ -21,22 +23,15 @@ from typing import Any
 
 import torch
 from baselines import tent, tta
-from common import USUAL, agreement, score
+from common import score
 from pairs import PAIRS, Pair, Task, task
 from sources import FAMILIES, load, train
 from torch import nn
 
-from selfadapt import (
-    Adapter,
-    Config,
-    Crops,
-    SelfAdaptation,
-    Validation,
-    adabn,
-    prepare,
-)
-from selfadapt._adapt import STATISTICS_BATCHES, first_look
-from selfadapt._batch_norm import batch_norms, mixed
+from selfadapt import Adapter, Config, Crops, Judge, Look, SelfAdaptation, adabn
+from selfadapt._batch_norm import batch_norms
+from selfadapt._candidates import SHARES
+from selfadapt._candidates import statistics as with_statistics
 from selfadapt._network import copy_network, pick_device
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -65,43 +60,47 @@ STATISTICS = "batch-norm statistics"
 SOURCES = ("fluo360", "fluo520")
 TRAINING_STEPS = {"stardist": 1500, "cellpose": 800}
 TUNING_STEPS = 300
-LOOK_SIDE = 256
-"""Held-out images are cut to that for the looks, to save time."""
-IOUS = (0.5, 0.6, 0.7, 0.8)
-"""At each of these the agreement of copies is recorded, under a name of its own."""
 NETWORKS = ("teacher", "student")
 
 
-def set_up(prepared: Task, config: Config) -> tuple[SelfAdaptation, Validation, Crops]:
-    adapter = prepared.adapter
-    held_out = [prepare(adapter, source.read(), str(source)) for source in prepared.held_out]
-    run = SelfAdaptation(adapter, config)
-    monitors = [agreement(iou=iou) for iou in IOUS]
-    looks = Validation(
-        adapter, run.initial, [image[:, :LOOK_SIDE, :LOOK_SIDE] for image in held_out], monitors
-    )
-    return run, looks, Crops(adapter, prepared.images, config)
+def set_up(prepared: Task, config: Config) -> tuple[SelfAdaptation, Judge, Crops]:
+    judge = Judge(prepared.held_out, windows=config.validation_images, side=config.validation_size)
+    crops = Crops(prepared.adapter, prepared.images, config)
+    return SelfAdaptation(prepared.adapter, config), judge, crops
 
 
 def trajectory(prepared: Task, config: Config) -> list[dict[str, Any]]:
     """Figures and scores of teacher and student at each look, the first before any step."""
     adapter = prepared.adapter
-    run, looks, crops = set_up(prepared, config)
-    first = recorded(first_look(run, crops, looks, USUAL)) | scores(adapter, prepared)
-    rows: list[dict[str, Any]] = [{"iteration": 0} | dict.fromkeys(NETWORKS, first)]
+    run, judge, crops = set_up(prepared, config)
+    first = judge.look(adapter, run.initial)
+    before = first.row(first) | scores(adapter, prepared)
+    before["target_statistics"] = start(run, judge, crops, first)
+    rows: list[dict[str, Any]] = [{"iteration": 0} | dict.fromkeys(NETWORKS, before)]
     for info in run.iterate(crops.batches(0, config.iterations)):
         if run.look_due:
             row: dict[str, Any] = {"iteration": run.iteration, "loss": float(info["loss"])}
             for name in NETWORKS:
                 model = getattr(run, name)
-                row[name] = recorded(looks(model)) | scores(adapter.with_model(model), prepared)
+                look = judge.look(adapter, model).row(first)
+                row[name] = look | scores(adapter.with_model(model), prepared)
             rows.append(row)
     return rows
 
 
-def recorded(figures: dict[str, Any]) -> dict[str, Any]:
-    """Without the default's agreement, which does not say its IoU: it is there by that, too."""
-    return {name: figure for name, figure in figures.items() if name != USUAL.name}
+def start(run: SelfAdaptation, judge: Judge, crops: Crops, first: Look) -> float:
+    """Begin with batch-norm statistics of the images where `adapt` would; which share of them."""
+    policy = run.config.batch_norm
+    if policy not in ("auto", "target") or not batch_norms(run.initial):
+        return 0.0
+    networks = [candidate.network for candidate in with_statistics(run, crops)]
+    chosen: int | None = SHARES.index(1.0)
+    if policy == "auto":
+        chosen = judge.decide(first, [judge.look(run.adapter, each) for each in networks]).chosen
+    if chosen is None:
+        return 0.0
+    run.start_from(networks[chosen])
+    return SHARES[chosen]
 
 
 def scores(adapter: Adapter, prepared: Task) -> dict[str, float]:
@@ -115,13 +114,14 @@ def statistics(prepared: Task, config: Config) -> list[dict[str, Any]] | None:
     adapter = prepared.adapter
     if not batch_norms(adapter.model):
         return None
-    run, looks, crops = set_up(prepared, config)
-    measured = adabn(adapter.with_model(run.initial), crops.batches(0, STATISTICS_BATCHES))
+    run, judge, crops = set_up(prepared, config)
+    first = judge.look(adapter, run.initial)
+    networks = [run.initial, *(each.network for each in with_statistics(run, crops))]
     rows = []
-    for share in (0.0, 0.5, 1.0):
-        model = mixed(run.initial, measured, share)
-        figures = recorded(looks(model)) | scores(adapter.with_model(model), prepared)
-        rows.append({"iteration": 0, "share": share, "network": figures})
+    for share, model in zip((0.0, *SHARES), networks, strict=True):
+        look = judge.look(adapter, model).row(first)
+        network = look | scores(adapter.with_model(model), prepared)
+        rows.append({"iteration": 0, "share": share, "network": network})
     return rows
 
 

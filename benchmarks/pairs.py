@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
-from sources import DIAMETERS, load
+from sources import DOMAINS, load
 
 from selfadapt import Adapter, Binary, LazyImage, OutputSpec, open_images
 from selfadapt_smp import Decode, SmpAdapter
@@ -93,16 +93,16 @@ PAIRS = [
 
 
 def smp(target: str, _: Path, __: Path) -> Adapter:
-    """The bundled U-Net, trained by `train_demo_model.py` on fluo360 and fluo520."""
-    return SmpAdapter.from_pretrained("demo", gray=_gray(target))
+    """The bundled U-Net, trained on fluo360 and fluo520."""
+    return SmpAdapter.from_pretrained("demo", **_colour(target))
 
 
 def stardist(target: str, network: Path, _: Path) -> Adapter:
     """Trained by `sources.py` on fluo360 and fluo520."""
     from selfadapt_stardist import StardistAdapter
 
-    scale = DIAMETER / DIAMETERS[taken_from(target)]
-    return StardistAdapter(network, scale=scale, gray=_gray(target))
+    scale = DIAMETER / DOMAINS[taken_from(target)].diameter
+    return StardistAdapter(network, scale=scale, **_colour(target))
 
 
 def cellpose(target: str, network: Path, _: Path) -> Adapter:
@@ -119,7 +119,7 @@ def _cellpose(target: str, network: Path) -> Adapter:
     from selfadapt_cellpose import CellposeAdapter
 
     colour: dict[str, Any] = {"channels": (0, 0), "invert": True} if target == "he" else {}
-    diameter = DIAMETERS[taken_from(target)]
+    diameter = DOMAINS[taken_from(target)].diameter
     return CellposeAdapter(network, diameter=diameter, resample=False, **colour)
 
 
@@ -133,10 +133,10 @@ def broad(target: str, _: Path, shared: Path) -> Adapter:
         network,
         OutputSpec(foreground=Binary(logits=False)),
         normalize="standard",
-        gray=_gray(target),
         size_multiple=8,
         channels=1,
         decode=Decode(),
+        **_colour(target),
     )
     adapter.channels_last = True
     return adapter
@@ -147,8 +147,9 @@ FAMILIES: dict[str, Callable[[str, Path, Path], Adapter]] = {
 }  # fmt: skip
 
 
-def _gray(target: str) -> Any:
-    return "inverted" if target == "he" else "no"
+def _colour(target: str) -> dict[str, Any]:
+    """Stained tissue as gray, its nuclei bright."""
+    return {"gray": True, "invert": True} if target == "he" else {}
 
 
 def task(pair: Pair, networks: Path, shared: Path) -> Task:
@@ -189,11 +190,12 @@ SIMULATED: dict[str, Callable[[Any, np.random.Generator], Any]] = {
     "photons": few_photons, "defocus": defocused,
 }  # fmt: skip
 """Domains made of fluo520."""
+OTHER_NAMES = dict.fromkeys(SIMULATED, "fluo520") | {"usiigaci_phase": "usiigaci"}
 
 
 def taken_from(target: str) -> str:
     """The domain of the files of a target."""
-    return "fluo520" if target in SIMULATED else target
+    return OTHER_NAMES.get(target, target)
 
 
 def middle(image: Any, labels: Any) -> tuple[Any, Any]:

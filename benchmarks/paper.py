@@ -19,8 +19,8 @@ is set as follows.
 - Cells of TissueNet are segmented in its channel of cells, with that of nuclei as the second; its
   nuclei in the channel of nuclei alone.
 - Everything else is as in `Config`: learning rate, crops, augmentation, the student as the result.
-- "kept" is what `ViewAgreement` keeps, the default criterion; with our defaults it also decides on
-  batch-norm statistics, so that other criteria would not have seen these runs: they stay empty.
+- "kept" is what the judge keeps with our defaults. It also decides on batch-norm statistics there,
+  so that the paper's criteria would not have seen these runs: they stay empty.
 
 With the paper's settings a run has 51 looks, each of which segments the whole test split (LIVECell:
 about 1,500 images); there are 15 such runs, and 15 with our defaults (5 looks). `--looks` and
@@ -43,7 +43,7 @@ import numpy as np
 import zarr
 from cellpose.models import model_path
 from cellpose.utils import diameters
-from common import USUAL, kept
+from common import kept
 
 from selfadapt import (
     Adapter,
@@ -51,7 +51,6 @@ from selfadapt import (
     EmbeddingDrift,
     FalseNegativeRate,
     LazyImage,
-    Monitor,
     adapt,
     is_constant,
     match,
@@ -171,7 +170,8 @@ def config_of(block: Block, setting: str, seed: int, args: argparse.Namespace) -
         return Config(iterations=steps, seed=seed, device=args.device)
     every = max(args.iterations // args.looks, 1)
     given = {"iterations": args.iterations, "validate_every": every, "l2sp": block.l2sp}
-    return Config(seed=seed, device=args.device, **PAPER, **given)
+    looks = -(-args.iterations // every)  # each keeps its weights, to be scored
+    return Config(seed=seed, device=args.device, snapshots=looks, **PAPER, **given)
 
 
 def image_mean(adapter: Adapter, pairs: Pairs) -> float:
@@ -184,23 +184,35 @@ def image_mean(adapter: Adapter, pairs: Pairs) -> float:
 
 
 def looks_of(
-    adapter: Adapter, images: Images, config: Config, stop: Monitor | None, folder: Path
-) -> list[dict[str, float]]:
+    adapter: Adapter, images: Images, config: Config, setting: str, folder: Path
+) -> list[dict[str, Any]]:
     """Adapt to the end: the figures and the score of each look give every stop."""
     held_out = spread(images.held_out, config.validation_images)
     result = adapt(
-        adapter, images.train, validation=held_out, config=config, stop=stop, output_dir=folder,
+        adapter,
+        images.train,
+        validation=held_out,
+        config=config,
+        stop="auto" if setting == "default" else None,
+        output_dir=folder,
         resume=True,
-    )  # fmt: skip
-    rows = {int(row["iteration"]): row for row in result.history if "d_emb" in row}
+    )
+    rows = {snapshot_of(row): row for row in result.history if "d_emb" in row}
+    chosen = result.candidate if result.candidate in result.snapshots else result.iteration
     return [
-        {"iteration": at, "ap": image_mean(result.select(at), images.test)}
-        | {name: rows[at][name] for name in ("d_emb", "fn_rate", "agreement")}
+        {"snapshot": at, "ap": image_mean(result.select(at), images.test), "kept": at == chosen}
+        | {name: rows[at][name] for name in ("iteration", "d_emb", "fn_rate")}
         for at in result.snapshots
     ]
 
 
-def outcome(runs: Sequence[Sequence[dict[str, float]]], setting: str) -> str:
+def snapshot_of(row: dict[str, float]) -> int | str:
+    """Name of the weights that a row of a history is about."""
+    share = row.get("statistics")
+    return int(row["iteration"]) if share is None else f"statistics-{100 * share:.0f}"
+
+
+def outcome(runs: Sequence[Sequence[dict[str, Any]]], setting: str) -> str:
     """Table cells of runs, one per seed: base, stop D_emb, stop FN, last, best, kept."""
     figures = [
         (
@@ -209,7 +221,7 @@ def outcome(runs: Sequence[Sequence[dict[str, float]]], setting: str) -> str:
             kept(looks, FalseNegativeRate())["ap"],
             looks[-1]["ap"],
             max(look["ap"] for look in looks),
-            kept(looks, USUAL)["ap"],
+            next(look["ap"] for look in looks if look["kept"]),
         )
         for looks in runs
     ]
@@ -220,6 +232,8 @@ def outcome(runs: Sequence[Sequence[dict[str, float]]], setting: str) -> str:
     ]
     if setting == "default":
         cells[1:4] = "", "", ""
+    else:
+        cells[5] = ""
     return " | ".join(cells)
 
 
@@ -270,8 +284,7 @@ def main() -> None:
             data, channels = images[block.target], TARGETS[block.target].channels
             adapter = CellposeAdapter(files[block.model], diameter=data.diameter, channels=channels)
             folder = args.out / sha256(key.encode()).hexdigest()[:12]
-            stop = USUAL if setting == "default" else None
-            done[key] = looks_of(adapter, data, config, stop, folder)
+            done[key] = looks_of(adapter, data, config, setting, folder)
             with store.open("a") as handle:
                 handle.write(json.dumps({"of": of, "looks": done[key]}) + "\n")
             shutil.rmtree(folder)  # it has a network of 26 MB for each look

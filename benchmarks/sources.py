@@ -4,9 +4,14 @@
         --domains fluo360 fluo520 --out NETWORK
 
 Two thirds of each domain's images train it; every third one is left for tests. Objects of all
-domains are rescaled to a common range of sizes, colour becomes inverted gray, so that a network
-of one domain can be tried on another. `stardist`: a `StarDist2D` folder, 32 rays on a grid of two.
-`cellpose`: a weights file of a narrow `CPnet` of Cellpose 3, for objects of 21 pixels.
+domains are rescaled to a common range of sizes, colour becomes gray, and dark objects bright, so
+that a network of one domain can be tried on another. `stardist`: a `StarDist2D` folder, 32 rays on
+a grid of two. `cellpose`: a weights file of a narrow `CPnet` of Cellpose 3, for objects of 21
+pixels. `smp`: the folder of a small U-Net with foreground and distance, as the bundled one is
+(which a script of its own has trained, see its MODEL_CARD.md); one that has seen the same images:
+
+    python benchmarks/sources.py --shared ../shared --family smp --domains fluo360 fluo520 \\
+        --first 75 --steps 2500 --out NETWORK
 """
 
 import argparse
@@ -19,19 +24,45 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
+from skimage.measure import regionprops
 from skimage.transform import resize
 from torch import Tensor, nn
 from torch.nn import functional
 
 from selfadapt import normalize_percentile, open_images, to_gray
 
-CROP, BATCH, RATE, TUNING_RATE = 128, 8, 2e-3, 5e-4
-DIAMETERS = {"fluo256": 14, "fluo360": 47, "fluo520": 28, "he": 21, "usiigaci_phase": 47}
-"""Median diameter of the objects, in pixels."""
+CROP, BATCH, TUNING_RATE = 128, 8, 5e-4
 SIZES = (11, 40)
 """Diameters that a network is to know, in pixels."""
 
 Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Where a data set is, the median diameter of its objects in pixels, and their polarity."""
+
+    folder: str
+    diameter: float
+    dark: bool = False
+
+
+DOMAINS = {
+    "fluo256": Facts("dsb2018/fluo256", 14),
+    "fluo360": Facts("dsb2018/fluo360", 47),
+    "fluo520": Facts("dsb2018/fluo520", 28),
+    "he": Facts("dsb2018/he", 21, dark=True),
+    "usiigaci": Facts("usiigaci_phase", 47),
+    "u373": Facts("phc_u373", 68),
+    "yeast": Facts("yeast_phase_yeastvision", 21),
+    "rbc": Facts("rbc_microfluidic", 23, dark=True),
+    "membranes": Facts("membrane_cells_3dgel", 39),
+    "small": Facts("fluo_small_nuclei_roganowicz", 10),
+    "axons": Facts("axon_sem", 17, dark=True),
+    "chloroplasts": Facts("em_chloroplasts", 31, dark=True),
+}
+"""Medians and polarity as the data's own description has them."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +85,25 @@ class Domain:
 
 def load(shared: Path, name: str) -> Domain:
     """All images of a domain."""
-    folder = shared / "data" / (name if name == "usiigaci_phase" else f"dsb2018/{name}")
+    folder = shared / "data" / DOMAINS[name].folder
     images, masks = (open_images(folder / kind) for kind in ("images", "masks"))
     pairs = [(i.read(), m.read()[0].astype(np.int32)) for i, m in zip(images, masks, strict=True)]
     return Domain(name, pairs)
 
 
-def gray(image: Array, domain: str) -> Array:
-    """One channel in which objects are bright, normalised like StarDist's input."""
-    return normalize_percentile(to_gray(image, invert=domain == "he"), 1, 99.8)
+def bright(image: Array, domain: str) -> Array:
+    """Luminance `[1, H, W]` in which the objects of a domain are bright."""
+    gray = to_gray(image)
+    return gray.max() - gray if DOMAINS[domain].dark else gray
 
 
 class Family(Protocol):
     """What training has to know about a kind of network."""
+
+    rate: float
+    """Peak learning rate."""
+    high: float
+    """Percentile of an image that becomes 1; the first becomes 0."""
 
     def build(self) -> nn.Module: ...
 
@@ -83,6 +120,8 @@ class Family(Protocol):
 
 class StarDistFamily:
     """A StarDist network of a quarter of the official parameters."""
+
+    rate, high = 2e-3, 99.8
 
     def build(self) -> nn.Module:
         from selfadapt_stardist import Architecture, StarDist2D
@@ -120,6 +159,8 @@ class StarDistFamily:
 class CellposeFamily:
     """A CPnet a fourth as wide as Cellpose's own."""
 
+    rate, high = 2e-3, 99.8
+
     def build(self) -> nn.Module:
         from cellpose.resnet_torch import CPnet
 
@@ -153,7 +194,51 @@ class CellposeFamily:
         return network
 
 
-FAMILIES: dict[str, Family] = {"stardist": StarDistFamily(), "cellpose": CellposeFamily()}
+class SmpFamily:
+    """The architecture of the bundled U-Net: logit of foreground, and distance to the edge."""
+
+    rate, high = 3e-3, 99.0
+
+    def build(self) -> nn.Module:
+        import segmentation_models_pytorch as smp
+
+        network: nn.Module = smp.Unet(
+            "tu-test_efficientnet",
+            encoder_weights=None,
+            in_channels=1,
+            classes=2,
+            decoder_channels=(96, 64, 32, 24, 16),
+        )
+        return network
+
+    def targets(self, labels: Array) -> Array:
+        """The distance is divided by its maximum in the instance."""
+        distance = np.zeros(labels.shape, np.float32)
+        for region in regionprops(labels):
+            inside = distance_transform_edt(np.pad(region.image, 1))[1:-1, 1:-1]
+            distance[region.slice][region.image] = (inside / inside.max())[region.image]
+        return np.stack([labels > 0, distance]).astype(np.float32)
+
+    def loss(self, network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        foreground, distance = network(images).unbind(1)
+        bce = functional.binary_cross_entropy_with_logits(foreground, targets[:, 0])
+        return bce + 4 * functional.mse_loss(distance, targets[:, 1])
+
+    def save(self, network: nn.Module, path: Path) -> None:
+        from selfadapt_smp import Decode, SmpAdapter
+
+        decode = Decode(min_distance=5, smoothing=2.0)
+        SmpAdapter(network.eval(), "foreground,distance", decode=decode).save(path)
+
+    def load(self, path: Path) -> nn.Module:
+        from selfadapt_smp import SmpAdapter
+
+        return SmpAdapter.from_pretrained(str(path)).model
+
+
+FAMILIES: dict[str, Family] = {
+    "stardist": StarDistFamily(), "cellpose": CellposeFamily(), "smp": SmpFamily(),
+}  # fmt: skip
 
 
 def crop(pair: tuple[Array, Array], diameter: float, rng: np.random.Generator) -> Any:
@@ -179,20 +264,28 @@ def train(
     seed: int,
     *,
     steps: int,
+    first: int | None = None,
     start: Path | None = None,
     device: str = "cpu",
 ) -> nn.Module:
     """A network of the family, trained on the training images of the domains.
 
-    `start`: a network that was saved before, to be fine-tuned.
+    `first`: on that many images of each domain instead, from the first on. `start`: a network that
+    was saved before, to be fine-tuned.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     kind = FAMILIES[family]
-    pools = [[(gray(i, d.name)[0], labels) for i, labels in d.train] for d in domains]
-    diameters = [DIAMETERS[domain.name] for domain in domains]
+    pools = [
+        [
+            (normalize_percentile(bright(image, domain.name), 1, kind.high)[0], labels)
+            for image, labels in (domain.in_order[:first] if first else domain.train)
+        ]
+        for domain in domains
+    ]
+    diameters = [DOMAINS[domain.name].diameter for domain in domains]
     network = (kind.load(start) if start else kind.build()).to(device).train()
-    rate = TUNING_RATE if start else RATE
+    rate = TUNING_RATE if start else kind.rate
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     began = time.time()
@@ -216,14 +309,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shared", type=Path, required=True)
     parser.add_argument("--family", choices=FAMILIES, required=True)
-    parser.add_argument("--domains", nargs="+", choices=DIAMETERS, required=True)
+    parser.add_argument("--domains", nargs="+", choices=DOMAINS, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--first", type=int, help="train on so many images of each domain instead")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(2)
     domains = [load(args.shared, name) for name in args.domains]
-    network = train(args.family, domains, args.seed, steps=args.steps)
+    network = train(args.family, domains, args.seed, steps=args.steps, first=args.first)
     FAMILIES[args.family].save(network, args.out)
 
 

@@ -32,7 +32,7 @@ class MyAdapter(Adapter):
     def embedding_module(self, model):
         return model.encoder
 
-    def decode(self, outputs):  # optional
+    def decode(self, outputs, size):  # optional
         return ndimage.label(outputs["nucleus"][0].numpy() > 0)[0].astype(np.int32)
 
 

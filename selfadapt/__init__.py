@@ -4,6 +4,7 @@ from selfadapt._adapt import AdaptationResult as AdaptationResult
 from selfadapt._adapt import adapt as adapt
 from selfadapt._adapter import Adapter as Adapter
 from selfadapt._batch_norm import adabn as adabn
+from selfadapt._check import estimate_quality as estimate_quality
 from selfadapt._config import Config as Config
 from selfadapt._crops import Crops as Crops
 from selfadapt._errors import AdapterNotFoundError as AdapterNotFoundError
@@ -23,14 +24,15 @@ from selfadapt._heads import Scalar as Scalar
 from selfadapt._heads import Vector as Vector
 from selfadapt._images import LazyImage as LazyImage
 from selfadapt._images import open_images as open_images
+from selfadapt._input import Input as Input
 from selfadapt._input import prepare as prepare
+from selfadapt._judge import Judge as Judge
+from selfadapt._look import Look as Look
 from selfadapt._matching import Matches as Matches
 from selfadapt._matching import match as match
 from selfadapt._monitors import EmbeddingDrift as EmbeddingDrift
 from selfadapt._monitors import FalseNegativeRate as FalseNegativeRate
 from selfadapt._monitors import Monitor as Monitor
-from selfadapt._monitors import Validation as Validation
-from selfadapt._monitors import ViewAgreement as ViewAgreement
 from selfadapt._normalize import as_channels_first as as_channels_first
 from selfadapt._normalize import is_constant as is_constant
 from selfadapt._normalize import normalize_percentile as normalize_percentile
@@ -38,6 +40,7 @@ from selfadapt._normalize import normalize_standard as normalize_standard
 from selfadapt._normalize import to_gray as to_gray
 from selfadapt._predict import Prediction as Prediction
 from selfadapt._predict import predict as predict
+from selfadapt._quality import Quality as Quality
 from selfadapt._registry import adapters as adapters
 from selfadapt._registry import load_adapter as load_adapter
 from selfadapt._report import write_report as write_report
@@ -45,5 +48,7 @@ from selfadapt._run import SelfAdaptation as SelfAdaptation
 from selfadapt._spec import OutputSpec as OutputSpec
 from selfadapt._symmetry import D4 as D4
 from selfadapt._symmetry import Symmetry as Symmetry
+from selfadapt._verdict import Thresholds as Thresholds
+from selfadapt._verdict import Verdict as Verdict
 
 __version__ = "0.1.0"

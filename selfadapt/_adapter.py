@@ -4,24 +4,23 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from selfadapt._errors import ModelError
-from selfadapt._input import prepare
-from selfadapt._normalize import Image, as_channels_first, normalize_percentile
+from selfadapt._errors import ConfigError, ModelError
+from selfadapt._images import LazyImage
+from selfadapt._input import Input, prepare
+from selfadapt._normalize import Image, as_channels_first, normalize_percentile, resize_image
 from selfadapt._predict import predict
 from selfadapt._spec import OutputSpec
 from selfadapt._symmetry import Grid
-from selfadapt._tiles import predict_tiled, resize_labels
-
-if TYPE_CHECKING:
-    from selfadapt._images import LazyImage
+from selfadapt._tiles import predict_tiled
 
 
 class Adapter(ABC):
@@ -35,6 +34,10 @@ class Adapter(ABC):
     """The trained network. Adapting works on copies and leaves it as it is."""
     outputs: OutputSpec
     """The heads of the network."""
+    input: Input = Input()
+    """How images go in: scale, polarity, channels, range of the normalisation."""
+    adjustable: frozenset[str] = frozenset({"scale", "invert", "channels", "gray", "low", "high"})
+    """The fields of `input` that `with_input` may change."""
     channels: int | None = None
     """Number of channels that the network takes; None for any."""
     size_multiple: int | Grid = 1
@@ -92,11 +95,12 @@ class Adapter(ABC):
         can be hooked: then only criteria that need no embedding can stop a run.
         """
 
-    def decode(self, outputs: Mapping[str, Tensor]) -> NDArray[np.int32]:
+    def decode(self, outputs: Mapping[str, Tensor], size: tuple[int, int]) -> NDArray[np.int32]:
         """Instances `[H, W]` of one image from its raw outputs `[channels, H / grid, W / grid]`.
 
-        They may be at another scale than the outputs, the image's own for instance. Optional:
-        without it only criteria that need no instances can stop a run.
+        `size` is height and width of the image before it was prepared. Instances may have that
+        size or that of the outputs; the core brings them to `size`. Optional: without it only
+        criteria that need no instances can stop a run.
         """
         raise no_decode(self)
 
@@ -105,12 +109,44 @@ class Adapter(ABC):
         """Whether `decode` is there."""
         return type(self).decode is not Adapter.decode
 
-    def prepare(self, image: Image) -> Image:
-        """Normalise (and rescale, where the model does) one image `[C, H, W]`, as float32.
+    def normalise(self, image: Image, whole: Image) -> Image:
+        """Normalise one image `[C, H, W]`, or a part of one, by what `whole` tells of all of it.
 
-        Default: percentiles 1 and 99 of each channel go to 0 and 1.
+        `whole` holds the channels of the whole image in any number of pixels; it is `image` itself
+        where that is not a part. Default: percentiles `input.low` and `input.high` of each channel
+        go to 0 and 1.
         """
-        return normalize_percentile(image)
+        return normalize_percentile(image, self.input.low, self.input.high, whole)
+
+    def rescale(self, image: Image, size: tuple[int, int]) -> Image:
+        """Bring a normalised image `[C, H, W]` to the height and width that `input.scale` asks."""
+        return resize_image(image, size)
+
+    def prepare(self, image: Image, whole: Image | None = None) -> Image:
+        """What goes into the network for one image `[C, H, W]`, float32.
+
+        By `input`, `normalise` and `rescale`; `whole` as in `normalise`. Override it only where a
+        family prepares its images in another order.
+        """
+        whole = image if whole is None else whole
+        return self.input.apply(image, whole, self.normalise, self.rescale)
+
+    def with_input(self, input: Input) -> Self:
+        """This adapter with images going in in another way.
+
+        Raises:
+            ConfigError: the family cannot vary one of the fields that differ.
+        """
+        wanted, ours = asdict(input), asdict(self.input)
+        for name in ours:
+            if wanted[name] != ours[name] and name not in self.adjustable:
+                raise ConfigError(
+                    f"{type(self).__name__} cannot take images with {name} = {wanted[name]}: it "
+                    f"varies {', '.join(sorted(self.adjustable)) or 'nothing'}."
+                )
+        adapter = copy.copy(self)
+        adapter.input = input
+        return adapter
 
     def segment(self, image: Any, *, channel_axis: int | None = None) -> NDArray[np.int32]:
         """Instances of one image at its own size, `[H, W]`; the image may have any size.
@@ -120,10 +156,12 @@ class Adapter(ABC):
             channel_axis: position of the channel axis, where there is one.
         """
         pixels = as_channels_first(image, channel_axis)
-        labels = predict(self, self.model, prepare(self, pixels, "the image")).instances
-        if labels is None:
+        size = pixels.shape[1], pixels.shape[2]
+        prepared = prepare(self, pixels, "the image")
+        instances = predict(self, self.model, prepared, size).instances
+        if instances is None:
             raise no_decode(self)
-        return resize_labels(labels, (pixels.shape[1], pixels.shape[2]))
+        return instances
 
     def save(self, path: str | Path) -> None:
         """Write the model as its family's tools load it. Default: a plain state dict."""
@@ -133,7 +171,7 @@ class Adapter(ABC):
         """How the family's own tools open what `save(path)` has written; the shell prints it."""
         return None
 
-    def calibrated(self, images: "Sequence[LazyImage]") -> Self:
+    def calibrated(self, images: Sequence[LazyImage]) -> Self:
         """This adapter with what it left open (a scale, say) settled by the target images.
 
         `adapt` and the shell call it once, before any work. Default: the adapter itself.
@@ -141,12 +179,17 @@ class Adapter(ABC):
         return self
 
     @classmethod
-    def from_pretrained(cls, model: str, **options: Any) -> Self:
+    def from_pretrained(cls, model: Any, **options: Any) -> Self:
         """Open a model by its name or path, as the family's users name it. The shell needs it.
 
-        Override it with explicit keyword options: the shell turns each into a flag.
+        Default: the class itself takes the name or path, and its keyword arguments are the
+        options, each a flag of the shell. Where the class takes a network instead, override this
+        with explicit keyword options.
         """
-        raise ModelError(f"{cls.__name__} cannot open {model!r}: it has no `from_pretrained`.")
+        adapter = cls(model, **options)  # type: ignore[call-arg]
+        if not isinstance(adapter.model, nn.Module):
+            raise ModelError(f"{cls.__name__} cannot open {model!r}: it has no `from_pretrained`.")
+        return adapter
 
     def with_model(self, model: nn.Module) -> Self:
         """The same adapter around another network of the same architecture."""

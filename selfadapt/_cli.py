@@ -1,4 +1,4 @@
-"""The shell: selfadapt demo | adapt | segment | evaluate | report | adapters."""
+"""The shell: selfadapt demo | adapt | segment | evaluate | check | report | adapters."""
 
 import argparse
 import json
@@ -8,42 +8,39 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from importlib.util import find_spec
-from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import tifffile
-import yaml
-from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
 from selfadapt._adapt import adapt
 from selfadapt._adapter import Adapter
+from selfadapt._check import estimate_quality
 from selfadapt._config import Config
 from selfadapt._demo import run_demo
-from selfadapt._errors import CheckpointError, ConfigError, ImageError, SelfAdaptError
-from selfadapt._images import LazyImage, open_images, refuse_masks
+from selfadapt._errors import ConfigError, ImageError, SelfAdaptError
+from selfadapt._images import LazyImage, open_images
+from selfadapt._masks import refuse_masks
 from selfadapt._matching import Matches, match
-from selfadapt._monitors import (
-    EmbeddingDrift,
-    FalseNegativeRate,
-    Monitor,
-    ViewAgreement,
-    usual_criterion,
-)
-from selfadapt._network import pick_device
-from selfadapt._registry import adapters, load_adapter
+from selfadapt._monitors import EmbeddingDrift, FalseNegativeRate, Monitor
+from selfadapt._options import ORIGIN, make_parser, model_parser, open_model
+from selfadapt._registry import adapters
 from selfadapt._report import write_report
 from selfadapt._rundir import RunDirectory, write_file
 
+NOT_TRUSTED = 3
+"""Exit code where the verdict is that a network is not to be trusted."""
 IOUS = tuple(round(0.5 + 0.05 * k, 2) for k in range(10))
-ORIGIN = "adapter.json"
-"""In a run folder: which adapter, with which options, opens its model."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, or 2 for an error that the user can mend."""
+    """Run one command; returns the exit code.
+
+    0; 2 for an error that the user can mend; 3 where it has worked, and the network is not to be
+    trusted on these images.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
@@ -52,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         return _fail(f"there is no command {name!r}; there are {', '.join(COMMANDS)}.")
     try:
-        COMMANDS[name](rest)
+        trusted = COMMANDS[name](rest)
     except SelfAdaptError as error:
         return _fail(str(error))
     except OSError as error:
@@ -61,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{error} (see: selfadapt {name} --help)")
     except KeyboardInterrupt:
         return _fail("interrupted; `selfadapt adapt ... --resume` goes on with an adaptation.", 130)
-    return 0
+    return NOT_TRUSTED if trusted is False else 0
 
 
 def _fail(message: str, code: int = 2) -> int:
@@ -74,129 +71,26 @@ def _usage() -> str:
     return "usage: selfadapt COMMAND [options]; selfadapt COMMAND --help\n\n" + "\n".join(lines)
 
 
-def _parser(command: str, **positional: str) -> ArgumentParser:
-    doc = COMMANDS[command].__doc__
-    parser = ArgumentParser(prog=f"selfadapt {command}", description=doc, exit_on_error=False)
-    for name, text in positional.items():
-        parser.add_argument(name, type=str, help=text)
-    return parser
-
-
-def _model_parser(command: str, words: Sequence[str]) -> tuple[ArgumentParser, type[Adapter]]:
-    """A parser with --adapter, --model, --images and the adapter's own options as flags."""
-    parser = _parser(command)
-    add = parser.add_argument
-    add("--config", action="config", help="file with any of these options")
-    add("--adapter", type=str | None, help="a name that `selfadapt adapters` lists")
-    add("--model", type=str, required=True, help="the family's name or file, or a RUN folder")
-    add("--images", type=str, required=True, help="folder, file or zarr")
-    add("--channel_axis", type=int | None, help="where the channels are, if files do not say it")
-    if command != "adapt":  # there it is a setting
-        add("--device", type=str, default="auto", help='a torch device; "auto": CUDA if available')
-    kind, given = _named_adapter(words)
-    if kind is None:
-        if not {"-h", "--help"} & set(words):
-            raise ConfigError("--adapter is missing: give one that `selfadapt adapters` lists.")
-        parser.description = f"{parser.description} Name an --adapter to see its options, too."
-        return parser, Adapter
-    parser.add_method_arguments(kind, "from_pretrained", skip={"model"})
-    known = signature(kind.from_pretrained).parameters.keys() - {"model"}
-    if unknown := given.keys() - known:
-        raise CheckpointError(
-            f"{ORIGIN} of the run has options that the adapter does not know "
-            f"({', '.join(sorted(unknown))}): give RUN/model with --adapter and its options."
-        )
-    parser.set_defaults(given)
-    return parser, kind
-
-
-def _named_adapter(words: Sequence[str]) -> tuple[type[Adapter] | None, dict[str, Any]]:
-    """The adapter that the words, their config file or their RUN folder name.
-
-    And the options with which the model of that RUN folder was opened.
-    """
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for flag in ("--adapter", "--model", "--config"):
-        early.add_argument(flag)
-    known, _ = early.parse_known_args(words)
-    named = _read_config(known.config) if known.config else {}
-    name, model = known.adapter or named.get("adapter"), known.model or named.get("model")
-    origin = _origin(model) if model else None
-    if origin:
-        if name not in (None, origin["adapter"]):
-            raise ConfigError(f"{model!r} is a run of adapter {origin['adapter']!r}, not {name!r}.")
-        name = origin["adapter"]
-    elif not (name or {"-h", "--help"} & set(words)) and model and not Path(model).exists():
-        raise ConfigError(f"there is no file or folder {model!r}; of a name, give --adapter, too.")
-    return load_adapter(name) if name else None, origin["options"] if origin else {}
-
-
-def _origin(model: str) -> dict[str, Any] | None:
-    """What a RUN folder says of its adapter; None if `model` is no such folder."""
-    directory = RunDirectory(model)
-    if not (directory.path / ORIGIN).exists():
-        if (directory.path / "history.csv").exists():
-            raise CheckpointError(
-                f"{model!r} is a run made from Python: give its model, {str(directory.model)!r}, "
-                "with --adapter and its options."
-            )
-        return None
-    origin = directory.read_json(ORIGIN)
-    if not isinstance(origin.get("adapter"), str) or not isinstance(origin.get("options"), dict):
-        raise CheckpointError(f"{directory.path / ORIGIN} is damaged: no adapter and options.")
-    return origin
-
-
-def _read_config(path: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"config file {path!r} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"config file {path!r} must hold 'name: value' lines.")
-    return content
-
-
-def _open_model(kind: type[Adapter], options: Namespace) -> tuple[Adapter, dict[str, Any]]:
-    """The adapter, and what `ORIGIN` says of a run with it."""
-    names = [name for name in signature(kind.from_pretrained).parameters if name != "model"]
-    chosen = {name: options[name] for name in names if options[name] is not None}
-    model, directory = options.model, RunDirectory(options.model)
-    if origin := _origin(options.model):
-        if not directory.model.exists():
-            raise CheckpointError(f"run {model!r} is not finished: resume it first (--resume).")
-        model = str(directory.model)
-    try:
-        adapter = kind.from_pretrained(model, **chosen)
-    except TypeError as error:
-        if not origin:
-            raise
-        raise CheckpointError(f"{ORIGIN} of {options.model!r} is damaged: {error}") from None
-    adapter.model.to(pick_device(options.device))
-    name = origin["adapter"] if origin else options.adapter
-    return adapter, {"adapter": name, "options": chosen}
-
-
 def _demo(words: Sequence[str]) -> None:
     """Adapt the bundled network to a real image, offline, and write a report."""
-    parser = _parser("demo")
+    parser = make_parser("demo", _demo.__doc__)
     parser.add_argument("--out", type=str, default="selfadapt-demo", help="folder of the run")
     run_demo(parser.parse_args(words).out)
 
 
-def _adapt(words: Sequence[str]) -> None:
+def _adapt(words: Sequence[str]) -> bool:
     """Adapt a model to images without labels; the result is a RUN folder."""
-    parser, kind = _model_parser("adapt", words)
+    parser, kind = model_parser("adapt", _adapt.__doc__, words)
     add = parser.add_argument
     add("--out", type=str, required=True, help="RUN folder to write")
     add("--validation", type=str | None, help="held-out images (default: a share of the images)")
-    names = Literal["auto", "agreement", "embedding", "fn", "none"]
-    add("--stop", type=names, default="auto", help="criterion (auto: agreement, if it can decode)")
-    add("--tau", type=float | None, help="its threshold (0.06; embedding: 0.5; fn: 0.05)")
+    names = Literal["auto", "embedding", "fn", "none"]
+    add("--stop", type=names, default="auto", help="who decides (auto: the judge, if it can)")
+    add("--tau", type=float | None, help="threshold of embedding (0.5) or fn (0.05)")
     add("--resume", action="store_true", help="go on with RUN, or start it")
     parser.add_class_arguments(Config)
     options = parser.parse_args(words)
-    adapter, origin = _open_model(kind, options)
+    adapter, origin = open_model(kind, options)
     repeat = options.clone()
     repeat.pop("resume")  # the file starts a run of its own
     notes = {ORIGIN: json.dumps(origin, indent=2), "run.yaml": parser.dump(repeat)}
@@ -206,35 +100,42 @@ def _adapt(words: Sequence[str]) -> None:
         options.images,
         validation=options.validation,
         config=Config(**{field.name: options[field.name] for field in fields(Config)}),
-        stop=_criterion(adapter, options.stop, options.tau),
+        stop=_criterion(options.stop, options.tau),
         output_dir=directory,
         resume=options.resume,
         channel_axis=options.channel_axis,
     )
-    print(f"Result: {result.reason}.\nModel:  {directory.model}")
+    print(f"Model:   {directory.model}")
     if usage := result.adapter.usage(directory.model):
-        print(f"Use it: {usage}")
+        print(f"Use it:  {usage}")
     if find_spec("matplotlib"):
-        print(f"Report: {write_report(directory)}")
+        print(f"Report:  {write_report(directory)}")
     else:
-        print(f"Report: pip install 'selfadapt[report]', then: selfadapt report {options.out}")
+        print(f"Report:  pip install 'selfadapt[report]', then: selfadapt report {options.out}")
+    print(f"Quality: expected AP at an IoU of 0.5, without labels, {result.quality}")
+    print(f"Verdict: {result.outcome}. {_sentence(result.reason)}")
+    return result.outcome != "not to be trusted"
 
 
-def _criterion(adapter: Adapter, stop: str, tau: float | None) -> Monitor | None:
-    if stop == "none":
-        return None
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _criterion(stop: str, tau: float | None) -> Monitor | Literal["auto"] | None:
     kinds: dict[str, Callable[..., Monitor]] = {
-        "auto": usual_criterion(adapter),
-        "agreement": ViewAgreement,
         "embedding": EmbeddingDrift,
         "fn": FalseNegativeRate,
     }
-    return kinds[stop]() if tau is None else kinds[stop](tau)
+    if stop in kinds:
+        return kinds[stop]() if tau is None else kinds[stop](tau)
+    if tau is not None:
+        raise ConfigError("--tau is the threshold of --stop embedding or fn: name one of them.")
+    return "auto" if stop == "auto" else None
 
 
 def _segment(words: Sequence[str]) -> None:
     """Write the instances of each image as a label TIFF."""
-    parser, kind = _model_parser("segment", words)
+    parser, kind = model_parser("segment", _segment.__doc__, words)
     parser.add_argument("--out", type=str, required=True, help="folder to write to")
     options = parser.parse_args(words)
     out = Path(options.out)
@@ -244,7 +145,7 @@ def _segment(words: Sequence[str]) -> None:
     taken = next((file for file in files if file.exists()), None)
     if taken is not None:
         raise ImageError(f"{str(taken)!r} exists already: give a new folder.")
-    adapter = _open_model(kind, options)[0].calibrated(sources)
+    adapter = open_model(kind, options)[0].calibrated(sources)
     out.mkdir(parents=True, exist_ok=True)
     for source, file in zip(tqdm(sources, unit="image", leave=False), files, strict=True):
         labels = _segment_source(adapter, source)
@@ -277,7 +178,7 @@ def _by_stem(sources: Sequence[LazyImage]) -> dict[str, LazyImage]:
 
 def _evaluate(words: Sequence[str]) -> None:
     """Score a model against masks; prints JSON."""
-    parser, kind = _model_parser("evaluate", words)
+    parser, kind = model_parser("evaluate", _evaluate.__doc__, words)
     parser.add_argument("--masks", type=str, required=True, help="label images, named as images")
     parser.add_argument("--json", type=str | None, help="file that the scores are written to")
     options = parser.parse_args(words)
@@ -285,11 +186,10 @@ def _evaluate(words: Sequence[str]) -> None:
     refuse_masks(sources)
     masks = _by_stem(open_images(options.masks))
     missing = [str(source) for stem, source in _by_stem(sources).items() if stem not in masks]
-    if options.json and not Path(options.json).absolute().parent.is_dir():
-        raise ConfigError(f"there is no folder for --json {options.json!r}.")
+    _check_json(options.json)
     if missing:
         raise ImageError(f"no mask in {options.masks!r} for {missing[0]} ({len(missing)} missing).")
-    adapter = _open_model(kind, options)[0].calibrated(sources)
+    adapter = open_model(kind, options)[0].calibrated(sources)
     per_image = []
     for source in tqdm(sources, unit="image", leave=False):
         mask = masks[source.stem].read()
@@ -330,24 +230,48 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else round(value, 4)
 
 
+def _check(words: Sequence[str]) -> bool:
+    """Say without labels how well a model works on images."""
+    parser, kind = model_parser("check", _check.__doc__, words)
+    parser.add_argument("--windows", type=int, default=24, help="how many windows are looked at")
+    parser.add_argument("--json", type=str | None, help="file that the estimate is written to")
+    options = parser.parse_args(words)
+    _check_json(options.json)
+    adapter = open_model(kind, options)[0]
+    quality = estimate_quality(
+        adapter, options.images, windows=options.windows, channel_axis=options.channel_axis
+    )
+    if options.json:
+        write_file(Path(options.json), f"{json.dumps(quality.to_dict(), indent=2)}\n".encode())
+    print(f"Quality: expected AP at an IoU of 0.5, without labels, {quality}")
+    print(f"Verdict: {quality.verdict}")
+    return quality.trusted
+
+
+def _check_json(path: str | None) -> None:
+    if path and not Path(path).absolute().parent.is_dir():
+        raise ConfigError(f"there is no folder for --json {path!r}.")
+
+
 def _report(words: Sequence[str]) -> None:
     """Draw the report of a RUN folder."""
-    run = _parser("report", run="RUN folder").parse_args(words).run
+    run = make_parser("report", _report.__doc__, run="RUN folder").parse_args(words).run
     print(write_report(run))
 
 
 def _adapters(words: Sequence[str]) -> None:
     """List the adapters, and what is missing for them."""
-    _parser("adapters").parse_args(words)
+    make_parser("adapters", _adapters.__doc__).parse_args(words)
     for name, missing in sorted(adapters().items()):
         print(f"{name:12} {missing or 'ready'}")
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+COMMANDS: dict[str, Callable[[Sequence[str]], bool | None]] = {
     "demo": _demo,
     "adapt": _adapt,
     "segment": _segment,
     "evaluate": _evaluate,
+    "check": _check,
     "report": _report,
     "adapters": _adapters,
 }

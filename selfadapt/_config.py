@@ -29,9 +29,8 @@ class Config:
             expression that is searched in the parameter names.
         batch_norm: the statistics with which batch-norm layers normalise. "source": those of the
             trained model. "target": those of the images, measured once by `adapt` before the
-            first step (AdaBN). "auto": "source", "target" or the mean of both, whichever lets
-            flipped and turned copies agree best; another than "source" only where they agree
-            better by 0.04, and never with another criterion.
+            first step (AdaBN). "auto": "source", "target" or the mean of both, as the judge
+            decides after a look at each; "source" with any other criterion.
             "batch": the student takes those of each batch and updates its running statistics,
             which the teacher copies.
         views: number of weak views (flips and quarter turns) the teacher averages, 1 to 8. Fewer
@@ -56,8 +55,11 @@ class Config:
         export: which weights are monitored, kept and returned, the "student"'s or the "teacher"'s.
         validate_every: steps between two looks at the held-out images.
         validation_share: share of the images held back for that where none are given.
-        validation_images: at most that many held-out images are used.
-        validation_size: held-out images are cropped to this many pixels at their centre.
+        validation_images: at most that many windows of held-out images are looked at.
+        validation_size: side of the windows of held-out images that are looked at, in pixels of
+            the prepared image.
+        snapshots: about so many looks of the loop keep their weights, evenly spread; the best one
+            always does.
         seed: seed of crops, views, augmentation, dropout and the hold-out.
         device: a torch device, or "auto" for CUDA where it is available, else the CPU.
         precision: "float32" or "bfloat16" (autocast; weights stay float32).
@@ -99,7 +101,8 @@ class Config:
     validate_every: int = 50
     validation_share: float = 0.25
     validation_images: int = 12
-    validation_size: int = 512
+    validation_size: int = 256
+    snapshots: int = 20
     seed: int = 0
     device: str = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -145,7 +148,7 @@ class Config:
 
 _POSITIVE = (
     "iterations", "batch_size", "accumulate", "crop", "learning_rate", "ema_every",
-    "validate_every", "validation_images", "validation_size",
+    "validate_every", "validation_images", "validation_size", "snapshots",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "weight_decay", "balance", "l2sp", "strength", "brightness", "contrast", "blur", "noise",

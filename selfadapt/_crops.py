@@ -1,8 +1,10 @@
 """Random crops of prepared images: what the student and the teacher see."""
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import numpy as np
 import torch
@@ -11,10 +13,13 @@ from torch import Tensor
 from selfadapt._adapter import Adapter
 from selfadapt._config import Config
 from selfadapt._errors import ImageError
-from selfadapt._images import LazyImage, refuse_masks
+from selfadapt._images import LazyImage
 from selfadapt._input import prepare
-from selfadapt._normalize import is_constant
+from selfadapt._masks import refuse_masks
+from selfadapt._normalize import Image, checksum, is_constant
 from selfadapt._tiles import pad_far_side, round_up
+
+logger = logging.getLogger(__name__)
 
 CHECKED = 256
 """That many images are read before the run starts."""
@@ -36,6 +41,10 @@ class Crops:
         self._images = images
         self._config = config
         self._cache: OrderedDict[int, Tensor] = OrderedDict()
+        self._useless: set[int] = set()
+        self._checked = False
+        self.fingerprints = [str(image) for image in images]
+        """Name of each image, in order; after `check` those that it has read have a checksum."""
         self.side = crop_side(adapter, config)
 
     def check(self) -> None:
@@ -43,19 +52,25 @@ class Crops:
 
         Raises:
             ImageError: an image cannot be read or used or is smaller than the network takes, all
-                are masks, or they differ in channels.
+                are masks or constant, or they differ in channels.
         """
         refuse_masks(self._images)
         channels: dict[int, str] = {}
         for index, source in enumerate(self._images[:CHECKED]):
             if (image := self._load(index)) is not None:
                 channels.setdefault(len(image), str(source))
+        if len(self._useless) == len(self._images):
+            raise ImageError(
+                f"{self._images[0]} is constant: there is nothing to see in it, and no other image "
+                "is left to learn from."
+            )
         if len(channels) > 1:
             listed = ", ".join(f"{name} has {count}" for count, name in channels.items())
             raise ImageError(
                 f"images differ in their number of channels ({listed}): give images of one kind, "
                 "or the adapter's option that converts them."
             )
+        self._checked = True
 
     def batch(self, k: int) -> Tensor:
         """Batch number k, float32 `[batch_size, C, side, side]`."""
@@ -73,24 +88,50 @@ class Crops:
                 yield batch
 
     def _crop(self, rng: np.random.Generator) -> Tensor:
-        for _ in range(100):  # blank windows of large images are passed over
+        while len(self._useless) < len(self._images):
             image = self._load(int(rng.integers(len(self._images))))
             if image is not None:
                 image = pad_far_side(image, (self.side, self.side), self._adapter.padding)
                 top, left = (int(rng.integers(n - self.side + 1)) for n in image.shape[-2:])
                 return image[:, top : top + self.side, left : left + self.side]
-        raise ImageError("100 windows in a row are blank: leave the empty part of the image out.")
+        raise ImageError("no image is left that could be used: all are constant or unreadable.")
 
     def _load(self, index: int) -> Tensor | None:
-        """A prepared image, or None if it is a blank window of a larger one."""
+        """A prepared image, or None if there is nothing to see in it.
+
+        After `check`, an image that cannot be used is left out as well, and named: a run of hours
+        does not die of it.
+        """
+        if index in self._useless:
+            return None
         if index in self._cache:
             self._cache.move_to_end(index)
             return self._cache[index]
         source = self._images[index]
-        pixels = source.read()
-        if source.is_window and is_constant(pixels):
+        try:
+            pixels = source.read()
+            if not self._checked:
+                self.fingerprints[index] += f" {checksum(pixels)}"
+            image = self._prepared(source, pixels)
+        except ImageError as error:
+            if not self._checked:
+                raise
+            logger.warning("%s Left out.", error)
+            image = None
+        if image is None:
+            self._useless.add(index)
             return None
-        image = prepare(self._adapter, pixels, str(source))
+        self._cache[index] = image
+        while len(self._cache) > 1 and sum(i.nbytes for i in self._cache.values()) > CACHE_BYTES:
+            self._cache.popitem(last=False)
+        return image
+
+    def _prepared(self, source: LazyImage, pixels: Image) -> Tensor | None:
+        if is_constant(pixels):
+            if not source.is_window:
+                logger.warning("%s is constant: there is nothing to see in it. Left out.", source)
+            return None
+        image = prepare(self._adapter, pixels, str(source), source.whole())
         least = self._adapter.side_multiple
         if min(image.shape[1:]) < least:
             raise ImageError(
@@ -98,10 +139,28 @@ class Crops:
                 f"takes at least {least} x {least}: adapt to larger images, or rescale them "
                 "otherwise."
             )
-        self._cache[index] = image
-        while len(self._cache) > 1 and sum(i.nbytes for i in self._cache.values()) > CACHE_BYTES:
-            self._cache.popitem(last=False)
         return image
+
+
+def hold_out(
+    sources: Sequence[LazyImage], config: Config
+) -> tuple[Sequence[LazyImage], Sequence[LazyImage]]:
+    """Split into training and held-out images, by `config.seed`; a single image serves as both.
+
+    Constant images, and blank windows of large ones, are not held out.
+    """
+    if len(sources) == 1:
+        return sources, sources
+    wanted = max(1, round(config.validation_share * len(sources)))
+    count = min(wanted, config.validation_images, len(sources) - 1)
+    order = np.random.default_rng(config.seed).permutation(len(sources)).tolist()
+    held_out = set(islice((i for i in order if not is_constant(sources[i].read())), count))
+    if not held_out:
+        raise ImageError("all images are constant: there is nothing to adapt to.")
+    return (
+        [source for i, source in enumerate(sources) if i not in held_out],
+        [source for i, source in enumerate(sources) if i in held_out],
+    )
 
 
 def crop_side(adapter: Adapter, config: Config) -> int:

@@ -56,7 +56,7 @@ def run_demo(out: str | Path, iterations: int = 200) -> None:
     scores = [f"Before   {_score(before)}", f"After    {_score(after)}"]
     report = write_report(result.directory, scores)
     print("\n".join(scores))
-    print(f"Stopped  {result.reason}")
+    print(f"Verdict  {result.outcome}: {result.reason}")
     print(f"Report   {report}\nModel    {result.directory.model}")
 
 

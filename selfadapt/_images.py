@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ MASKS = "_cp_masks"
 """What Cellpose adds to the name of an image for its masks, which it writes beside the image."""
 LARGE, WINDOW = 2048, 1024
 """An image with a side above LARGE is adapted to in windows of at most WINDOW a side."""
+SAMPLED_WINDOWS, SAMPLED_PIXELS = 64, 2**20
+"""Statistics of such an image come from at most so many windows, evenly spread, and pixels."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class LazyImage:
         size: (height, width), where it is known without reading.
         read_window: gives the pixels of some rows and columns, where they can be read alone.
         is_window: whether it is a window of a larger image (and may therefore be blank).
+        read_whole: of a window, gives pixels `[C, 1, N]` of the whole image, evenly spread.
     """
 
     name: str
@@ -48,6 +51,7 @@ class LazyImage:
     size: tuple[int, int] | None = None
     read_window: Callable[[slice, slice], Image] | None = None
     is_window: bool = False
+    read_whole: Callable[[], Image] | None = None
 
     def __str__(self) -> str:
         return f"{self.name} {self.part}".strip()
@@ -59,21 +63,47 @@ class LazyImage:
         stem = Path(self.name).stem if known else self.name
         return re.sub(r"[^\w. ()+-]", "_", "-".join([stem, *self.part.split()]))
 
+    def whole(self) -> Image | None:
+        """Of a window, pixels of the image that it belongs to; None for an image."""
+        return self.read_whole() if self.read_whole else None
+
     def windows(self) -> "list[LazyImage]":
         """The image itself, or equal windows of it if a side is longer than 2048 pixels.
 
-        A window has at most 1024 pixels a side and is normalised by itself.
+        A window has at most 1024 pixels a side. `whole` says how it is to be normalised: as a part
+        of its image.
         """
         if self.size is None or self.read_window is None or max(self.size) <= LARGE:
             return [self]
+        read = self.read_window
         rows, columns = (_even_slices(size) for size in self.size)
+        sample = cache(partial(_sampled, read, list(product(rows, columns))))
         return [
             LazyImage(
-                self.name, partial(self.read_window, r, c), f"{self.part} window{i},{j}".strip(),
+                self.name,
+                partial(read, r, c),
+                f"{self.part} window{i},{j}".strip(),
+                (r.stop - r.start, c.stop - c.start),
                 is_window=True,
+                read_whole=sample,
             )
             for (i, r), (j, c) in product(enumerate(rows), enumerate(columns))
-        ]  # fmt: skip
+        ]
+
+
+def _sampled(read: Callable[[slice, slice], Image], places: Sequence[tuple[slice, slice]]) -> Image:
+    """Pixels of evenly spread windows, drawn at random with a fixed seed, `[C, 1, N]`."""
+    chosen = places[:: -(-len(places) // SAMPLED_WINDOWS)]
+    rng = np.random.default_rng(0)
+    parts = []
+    for place in chosen:
+        window = read(*place)
+        flat = window.reshape(len(window), -1)
+        most = SAMPLED_PIXELS // len(chosen)
+        if flat.shape[1] > most:
+            flat = flat[:, rng.integers(flat.shape[1], size=most)]
+        parts.append(flat)
+    return np.asarray(np.concatenate(parts, 1)[:, None])
 
 
 def _even_slices(size: int) -> list[slice]:
@@ -299,30 +329,3 @@ def _plane(
 
     size = array.shape[spatial[0]], array.shape[spatial[1]]
     return LazyImage(name, partial(read, slice(None), slice(None)), part, size, read)
-
-
-def refuse_masks(sources: Sequence[LazyImage]) -> None:
-    """Raise ImageError if the first images look like label images: flat objects on 0.
-
-    In a label image nearly every inner pixel equals its neighbours; next to none does in a
-    photograph.
-    """
-    if sources and all(_is_flat(source.read()) for source in sources[:4]):
-        raise ImageError(
-            f"{sources[0]} and the others look like masks (flat objects on 0): give the images "
-            "themselves. If they are images, convert them to float."
-        )
-
-
-def _is_flat(image: Image) -> bool:
-    if image.dtype.kind not in "biu" or image.shape[0] != 1:
-        return False
-    pixels = image[0].astype(np.int64)
-    inside = pixels != 0
-    if not inside.any() or inside.all():
-        return False
-    core = inside[1:-1, 1:-1] & inside[:-2, 1:-1] & inside[2:, 1:-1]
-    core &= inside[1:-1, :-2] & inside[1:-1, 2:]
-    centre = pixels[1:-1, 1:-1]
-    equal = (centre == pixels[:-2, 1:-1]) & (centre == pixels[1:-1, :-2])
-    return bool(core.any() and equal[core].mean() > 0.8)

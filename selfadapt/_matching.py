@@ -74,6 +74,21 @@ def match(
     return [_match_at(iou, threshold) for threshold in ious]
 
 
+def matched(
+    reference: ArrayLike, predicted: ArrayLike, iou: float = 0.5
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which instances of two label images `match` pairs, in the order of their labels.
+
+    >>> [each.tolist() for each in matched([[1, 1, 0, 2]], [[5, 5, 0, 0]])]
+    [[True, False], [True]]
+    """
+    overlap = _iou_matrix(_labels(reference), _labels(predicted))
+    rows, columns = _pairs_at(overlap, iou)
+    found = tuple(np.zeros(count, bool) for count in overlap.shape)
+    found[0][rows], found[1][columns] = True, True
+    return found[0], found[1]
+
+
 def _labels(array: ArrayLike) -> NDArray[Any]:
     labels = np.asarray(array)
     if labels.ndim != 2 or labels.dtype.kind not in "iub" or (labels.size and labels.min() < 0):
@@ -102,10 +117,17 @@ def _iou_matrix(reference: NDArray[Any], predicted: NDArray[Any]) -> NDArray[np.
 
 def _match_at(iou: NDArray[np.float64], threshold: float) -> Matches:
     n_reference, n_predicted = iou.shape
-    tp = 0
-    if iou.size:
-        matches = iou >= threshold
-        # a match outweighs any sum of IoUs, so the number of matches comes first
-        score = matches + iou / (2 * min(iou.shape))
-        tp = int(matches[linear_sum_assignment(score, maximize=True)].sum())
+    tp = len(_pairs_at(iou, threshold)[0])
     return Matches(tp, n_predicted - tp, n_reference - tp)
+
+
+def _pairs_at(iou: NDArray[np.float64], threshold: float) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Rows and columns of the pairs that match."""
+    if not iou.size:
+        return np.empty(0, int), np.empty(0, int)
+    matches = iou >= threshold
+    # a match outweighs any sum of IoUs, so the number of matches comes first
+    score = matches + iou / (2 * min(iou.shape))
+    rows, columns = linear_sum_assignment(score, maximize=True)
+    paired = matches[rows, columns]
+    return rows[paired], columns[paired]

@@ -3,6 +3,7 @@
 import copy
 import re
 import zlib
+from itertools import chain
 from typing import TypeVar
 
 import torch
@@ -29,8 +30,10 @@ def copy_network(network: Network, device: torch.device, *, frozen: bool = False
 
 
 def is_finite(network: nn.Module) -> bool:
-    """Whether no parameter is NaN or infinite."""
-    return all(bool(parameter.isfinite().all()) for parameter in network.parameters())
+    """Whether no parameter and no buffer is NaN or infinite."""
+    return all(
+        bool(tensor.isfinite().all()) for tensor in chain(network.parameters(), network.buffers())
+    )
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,43 +1,47 @@
 """Pure functions of pixels: normalisation, gray, the order of axes."""
 
+import zlib
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from skimage.transform import resize
 
 from selfadapt._errors import ImageError
 
 Image = NDArray[Any]
 
 
-def normalize_percentile(image: Image, low: float = 1.0, high: float = 99.0) -> Image:
+def normalize_percentile(
+    image: Image, low: float = 1.0, high: float = 99.0, whole: Image | None = None
+) -> Image:
     """Per channel of `[C, H, W]`: percentile `low` to 0 and `high` to 1, not clipped; float32.
 
-    A channel that holds one value only becomes zero.
+    A channel that holds one value only becomes zero. `whole` are the pixels `[C, h, w]` whose
+    percentiles are taken, where `image` is a part of something larger.
     """
     image = image.astype(np.float32)
-    bottom, top = np.percentile(image, (low, high), axis=(1, 2), keepdims=True)
+    whole = image if whole is None else whole.astype(np.float32)
+    bottom, top = np.percentile(whole, (low, high), axis=(1, 2), keepdims=True)
     span = top - bottom
     if (span == 0).any():  # more than 98 % of the pixels are equal: fall back on the full range
-        bottom = np.where(span == 0, image.min((1, 2), keepdims=True), bottom)
-        span = np.where(span == 0, np.ptp(image, axis=(1, 2), keepdims=True), span)
+        bottom = np.where(span == 0, whole.min((1, 2), keepdims=True), bottom)
+        span = np.where(span == 0, np.ptp(whole, axis=(1, 2), keepdims=True), span)
     scaled = (image - bottom) / np.where(span == 0, 1, span)
     return np.asarray(scaled, np.float32)
 
 
-def normalize_standard(image: Image) -> Image:
-    """Per channel of `[C, H, W]`: zero mean and unit variance; float32."""
+def normalize_standard(image: Image, whole: Image | None = None) -> Image:
+    """Per channel of `[C, H, W]`: zero mean and unit variance (of `whole`, if given); float32."""
     image = image.astype(np.float32)
-    spread = image.std((1, 2), keepdims=True)
-    centred = image - image.mean((1, 2), keepdims=True)
+    whole = image if whole is None else whole.astype(np.float32)
+    spread = whole.std((1, 2), keepdims=True)
+    centred = image - whole.mean((1, 2), keepdims=True)
     return np.asarray(centred / np.where(spread == 0, 1, spread), np.float32)
 
 
-def to_gray(image: Image, *, invert: bool = False) -> Image:
-    """Luminance (ITU-R 601) of RGB `[3, H, W]` as `[1, H, W]`; a single channel stays as it is.
-
-    `invert` makes stained, dark nuclei bright, as fluorescence networks expect them.
-    """
+def to_gray(image: Image) -> Image:
+    """Luminance (ITU-R 601) of RGB `[3, H, W]` as `[1, H, W]`; a single channel stays as it is."""
     if image.shape[0] not in (1, 3):
         raise ImageError(
             f"gray was asked for, but the image has {image.shape[0]} channels: it takes 1 or 3."
@@ -45,7 +49,16 @@ def to_gray(image: Image, *, invert: bool = False) -> Image:
     image = image.astype(np.float32)
     if image.shape[0] == 3:
         image = np.tensordot(np.array([0.299, 0.587, 0.114], np.float32), image, 1)[None]
-    return image.max() - image if invert else image
+    return image
+
+
+def resize_image(image: Image, size: tuple[int, int]) -> Image:
+    """`[C, H, W]` at another size, bilinear, low-passed first where it gets smaller; float32."""
+    smaller = size[0] < image.shape[1] or size[1] < image.shape[2]
+    shape = (len(image), *size)
+    return np.asarray(
+        resize(image, shape, order=1, anti_aliasing=smaller, preserve_range=True), np.float32
+    )
 
 
 def as_channels_first(array: Any, channel_axis: int | None, name: str = "the image") -> Image:
@@ -74,3 +87,8 @@ def as_channels_first(array: Any, channel_axis: int | None, name: str = "the ima
 def is_constant(image: Image) -> bool:
     """Whether there is nothing to see: no pixel, or one value throughout."""
     return bool(image.size == 0 or image.min() == image.max())
+
+
+def checksum(image: Image) -> str:
+    """Of type, shape and pixels, to tell one image from another."""
+    return f"{image.dtype} {image.shape} {zlib.crc32(np.ascontiguousarray(image).tobytes()):08x}"

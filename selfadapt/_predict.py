@@ -1,24 +1,32 @@
 """What a network says about one image: outputs, bottleneck embedding, instances."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from selfadapt._adapter import Adapter
-
 from selfadapt._errors import OutputError
-from selfadapt._symmetry import Symmetry
 from selfadapt._tiles import resize_labels
 
-COPIED_SIDE = 256
-"""Largest side of the middle of an image of which flipped and turned copies are made."""
+Labels = NDArray[np.int32]
+
+
+class Predicting(Protocol):
+    """What `predict` asks of an adapter."""
+
+    @property
+    def can_decode(self) -> bool: ...
+
+    def forward_tiled(self, model: nn.Module, image: Tensor) -> dict[str, Tensor]: ...
+
+    def embedding_module(self, model: nn.Module) -> nn.Module | None: ...
+
+    def decode(self, outputs: Mapping[str, Tensor], size: tuple[int, int]) -> Labels: ...
 
 
 @dataclass(frozen=True)
@@ -29,26 +37,23 @@ class Prediction:
         outputs: raw outputs by head, float32 `[channels, H / grid, W / grid]`.
         embedding: mean of the bottleneck over all positions, `[D]`, not normalised; None where
             the adapter names no bottleneck.
-        instances: int32 `[H, W]` at the scale of `decode`, 0 is background; None where the adapter
-            cannot decode.
-        copies: pairs of instances: those of the middle of the image, and those found in a flipped
-            or turned copy of it, mapped back.
+        instances: int32 `[H, W]`, 0 is background; None where the adapter cannot decode.
     """
 
     outputs: Mapping[str, Tensor]
     embedding: Tensor | None
-    instances: NDArray[np.int32] | None
-    copies: Sequence[tuple[NDArray[np.int32], NDArray[np.int32]]] = ()
+    instances: Labels | None
 
 
 @torch.no_grad()
 def predict(
-    adapter: "Adapter", model: nn.Module, image: Tensor, symmetries: Sequence[Symmetry] = ()
+    adapter: Predicting, model: nn.Module, image: Tensor, size: tuple[int, int] | None = None
 ) -> Prediction:
     """Run `model` in eval mode on one prepared image `[C, H, W]` of any size.
 
     `model` is one of the adapter's networks (initial, student or teacher); its training mode is
-    restored afterwards. `symmetries` say which `Prediction.copies` are made.
+    restored afterwards. `size` is that of the instances: height and width of the image before it
+    was prepared; by default those of `image`.
     """
     image = image.to(next(model.parameters()).device)
     with evaluating(model), _pooled_bottlenecks(adapter.embedding_module(model)) as pooled:
@@ -56,36 +61,8 @@ def predict(
     embedding = torch.cat(pooled).mean(0) if pooled else None
     if not adapter.can_decode:
         return Prediction(outputs, embedding, None)
-    instances = adapter.decode(outputs)
-    copies = _copies(adapter, model, image, instances, symmetries) if symmetries else ()
-    return Prediction(outputs, embedding, instances, copies)
-
-
-def _copies(
-    adapter: "Adapter",
-    model: nn.Module,
-    image: Tensor,
-    instances: NDArray[np.int32],
-    symmetries: Sequence[Symmetry],
-) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
-    """See `Prediction.copies`; only the middle, since every copy is decoded, which takes time."""
-    middle = centre_crop(image, COPIED_SIDE).contiguous()
-    with evaluating(model):
-        if middle.shape != image.shape:
-            instances = adapter.decode(adapter.forward_tiled(model, middle))
-        height, width = instances.shape
-        copies = []
-        for g in symmetries:
-            found = adapter.decode(adapter.forward_tiled(model, g.move(middle).contiguous()))
-            back = g.inverse.move(torch.from_numpy(found)).contiguous().numpy()
-            copies.append((instances, resize_labels(back, (height, width))))
-    return copies
-
-
-def centre_crop(image: Tensor, side: int) -> Tensor:
-    """At most `side` x `side` pixels from the middle of `[C, H, W]`."""
-    top, left = (max(size - side, 0) // 2 for size in image.shape[-2:])
-    return image[:, top : top + side, left : left + side]
+    size = size or (image.shape[1], image.shape[2])
+    return Prediction(outputs, embedding, resize_labels(adapter.decode(outputs, size), size))
 
 
 @contextmanager

@@ -23,6 +23,7 @@ _CURVES = (
     ("fn_rate", "FN rate, Eq. 3"),
     ("d_emb", "embedding drift, Eq. 4"),
     ("agreement", "agreement of flipped and turned copies"),
+    ("stability", "stability under other scales"),
 )
 _PAPER = {"fn_rate": 0.05, "d_emb": 0.5}
 """The paper's thresholds, drawn for orientation where the run stopped by something else."""
@@ -49,23 +50,29 @@ def write_report(run: str | Path | RunDirectory, scores: Sequence[str] = ()) -> 
         _draw_example(path, name)
         for path, name in zip(
             sorted((directory.path / "examples").glob("*-image.tif")),
-            result["held_out"],
-            strict=False,
+            result["examples"],
+            strict=True,
         )
     ]
+    kept = result["candidate"]
+    if kept == "loop":
+        kept = str(result["iteration"])
     rows = "".join(
-        f"<tr{' class=chosen' if row['iteration'] == result['iteration'] else ''}>"
+        f"<tr{' class=chosen' if _name(row) == kept else ''}>"
+        f"<td>{html.escape(_name(row))}</td>"
         + "".join(f"<td>{_figure(name, row.get(name))}</td>" for name in _TABLE)
         + "</tr>"
         for row in history
         if "d_emb" in row
     )
     page = _PAGE.format(
+        outcome=html.escape(result["outcome"].capitalize()),
         reason=html.escape(result["reason"]),
+        quality=html.escape(_quality(result["quality"])),
         scores="".join(f"<p class=score>{html.escape(line)}</p>" for line in scores),
         curves=curves,
         examples="".join(examples) or "<p>The adapter cannot decode instances.</p>",
-        head="".join(f"<th>{html.escape(title)}</th>" for title in _TABLE.values()),
+        head="".join(f"<th>{html.escape(title)}</th>" for title in ("snapshot", *_TABLE.values())),
         rows=rows,
         settings=html.escape("\n".join(f"{name} = {value}" for name, value in config.items())),
     )
@@ -75,14 +82,27 @@ def write_report(run: str | Path | RunDirectory, scores: Sequence[str] = ()) -> 
 
 
 _TABLE = {
-    "iteration": "iteration",
     "loss": "loss",
     "kept": "kept",
     "fn_rate": "FN rate",
     "d_emb": "D_emb",
     "agreement": "agreement",
+    "stability": "stability",
     "instances": "instances / initial",
+    "size": "size / initial",
 }
+
+
+def _name(row: Row) -> str:
+    """The candidate of a look, as `result.select` takes it."""
+    if "statistics" in row:
+        return f"statistics-{row['statistics'] * 100:.0f}"
+    return str(int(row["iteration"])) if row["iteration"] else "initial"
+
+
+def _quality(quality: Mapping[str, float | None]) -> str:
+    ap, low, high = (quality[name] for name in ("ap50", "low", "high"))
+    return "unknown" if ap is None else f"{ap:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _figure(name: str, value: float | None) -> str:
@@ -92,9 +112,13 @@ def _figure(name: str, value: float | None) -> str:
 
 
 def _draw_curves(history: Sequence[Row], chosen: int, own: Mapping[str, float]) -> str:
-    figure, axes = _figure_of(len(_CURVES), (17, 2.8))
+    figure, axes = _figure_of(len(_CURVES), (20, 2.8))
     for axis, (name, title) in zip(axes, _CURVES, strict=True):
-        points = [(row["iteration"], row[name]) for row in history if name in row]
+        points = [
+            (row["iteration"], row[name])
+            for row in history
+            if name in row and "statistics" not in row
+        ]
         if points and not all(math.isnan(y) for _, y in points):
             axis.plot(*zip(*points, strict=True), color="#0b6e99", linewidth=1.8,
                       marker="o" if name not in ("loss", "kept") else None, markersize=3)  # fmt: skip
@@ -178,11 +202,12 @@ _PAGE = """<!doctype html>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; color: #222 }}
 img {{ max-width: 100% }} h1 {{ font-size: 1.5rem }} h2 {{ font-size: 1.15rem; margin-top: 2rem }} h3 {{ font-size: 1rem; margin: 1rem 0 0 }}
 table {{ border-collapse: collapse }} td, th {{ padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #ddd }}
-.chosen {{ background: #e2f3ea; font-weight: 600 }} .score {{ font-size: 1.1rem; margin: .2rem 0 }}
+.verdict {{ font-size: 1.3rem; font-weight: 600; margin: 0 }} .chosen {{ background: #e2f3ea; font-weight: 600 }} .score {{ font-size: 1.1rem; margin: .2rem 0 }}
 pre {{ background: #f5f5f5; padding: .8rem; columns: 3 }}
 </style></head><body>
 <h1>selfadapt run</h1>
-<p>Result: {reason}.</p>
+<p class=verdict>{outcome}</p>
+<p>{reason}. Expected AP at an IoU of 0.5, without labels: {quality}.</p>
 {scores}
 <h2>Curves</h2>{curves}
 <p>The vertical line marks the weights that were kept. FN rate and embedding drift compare with the initial model, without labels; an instance that

@@ -1,7 +1,7 @@
 """The run: one stateful object around the pure parts of the method."""
 
+import copy
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,11 +13,14 @@ from selfadapt._adapter import Adapter
 from selfadapt._augment import augment
 from selfadapt._batch_norm import freeze_statistics
 from selfadapt._config import Config
-from selfadapt._errors import CheckpointError, ConfigError, ImageError
+from selfadapt._errors import CheckpointError, ConfigError, ImageError, first_line
+from selfadapt._judge import Judge
 from selfadapt._losses import l2_sp, masked_mean
-from selfadapt._monitors import Monitor, Validation, ViewAgreement
+from selfadapt._monitors import Monitor
 from selfadapt._network import copy_network, fingerprint, pick_device, select_parameters
 from selfadapt._reliability import RunningThreshold
+from selfadapt._schedule import learning_rate
+from selfadapt._state import refuse_difference, refuse_other_tensors
 from selfadapt._teacher import make_teacher, update_teacher
 from selfadapt._views import view_votes
 
@@ -171,59 +174,49 @@ class SelfAdaptation:
         update_teacher(self.teacher, self.student, self.config.ema_decay)
 
     def iterate(
-        self, batches: Iterable[Tensor], validation: Validation | None = None
+        self, batches: Iterable[Tensor], judge: Judge | None = None
     ) -> Iterator[dict[str, Any]]:
         """Step through `batches` until `config.iterations`; `break` is early stopping.
 
-        Yields the figures of each step. Every `config.validate_every` steps, and at the last,
-        the figures of `validation` are among them,
-        unless the loss is not finite any more.
+        Yields the figures of each step. Every `config.validate_every` steps, and at the last, what
+        `judge` measures is among them, unless the loss is not finite any more. The judge's first
+        look is that at the initial network.
         """
+        first = judge.look(self.adapter, self.initial) if judge else None
         for images in batches:
             if self.iteration >= self.config.iterations:
                 return
             info: dict[str, Any] = dict(self.step(images))
-            if validation and self.look_due and bool(info["loss"].isfinite()):
-                info.update(validation(self.exported))
+            if judge and first and self.look_due and bool(info["loss"].isfinite()):
+                info.update(judge.look(self.adapter, self.exported).row(first))
             yield info
 
     def fit(
-        self,
-        batches: Iterable[Tensor],
-        *,
-        stop: Stop | None = None,
-        validation: Validation | None = None,
+        self, batches: Iterable[Tensor], *, stop: Stop | None = None, judge: Judge | None = None
     ) -> list[Info]:
         """Step through `batches` until `stop(run, info)` is true; return the figures of all steps.
 
-        Monitors such as `EmbeddingDrift()` look at what `validation` has measured.
+        Monitors such as `EmbeddingDrift()` look at what `judge` has measured.
 
         Raises:
-            ConfigError: `stop` is a monitor that `validation` does not measure, or ViewAgreement.
+            ConfigError: `stop` is a monitor that `judge` does not measure.
         """
-        if validation is not None and not isinstance(validation, Validation):
+        if judge is not None and not isinstance(judge, Judge):
+            raise ConfigError(f"judge is a {type(judge).__name__}: give Judge(images).")
+        measured = [monitor.measure for monitor in judge.monitors] if judge else []
+        if isinstance(stop, Monitor) and stop.measure not in measured:
             raise ConfigError(
-                f"validation is a {type(validation).__name__}: give Validation(adapter, "
-                "run.initial, images)."
-            )
-        if isinstance(stop, ViewAgreement):
-            raise ConfigError(
-                f"{stop!r} chooses among snapshots, and `fit` keeps none: use `adapt`, or stop by "
-                "EmbeddingDrift or FalseNegativeRate."
-            )
-        measured = [monitor.name for monitor in validation.monitors] if validation else []
-        if isinstance(stop, Monitor) and stop.name not in measured:
-            raise ConfigError(
-                f"{stop!r} would never stop: give validation=Validation(...) that measures it."
+                f"{stop!r} would never stop: give judge=Judge(images, monitors=[...]) that "
+                "measures it."
             )
         history = []
         looked = False
-        for info in self.iterate(batches, validation):
+        for info in self.iterate(batches, judge):
             history.append({name: float(value) for name, value in info.items()})
             looked |= self.look_due
             if stop is not None and stop(self, history[-1]):
                 break
-        if validation is not None and not looked:
+        if judge is not None and not looked:
             logger.warning(
                 "fit ended at iteration %d, before a look (one every %d): give more batches, or a "
                 "smaller validate_every.",
@@ -264,20 +257,30 @@ class SelfAdaptation:
             raise CheckpointError(
                 f"this is no state of a SelfAdaptation: {', '.join(sorted(missing))} missing."
             )
-        _refuse_difference("setting", state["config"], self.config.to_dict())
-        _refuse_difference("heads", {"": state["outputs"]}, {"": repr(self.adapter.outputs)})
-        _refuse_difference("initial model's", state["model"], self._fingerprint)
+        refuse_difference("setting", state["config"], self.config.to_dict())
+        refuse_difference("heads", {"": state["outputs"]}, {"": repr(self.adapter.outputs)})
+        refuse_difference("initial model's", state["model"], self._fingerprint)
         for name, model in (("student", self.student), ("teacher", self.teacher)):
-            if state[name].keys() != model.state_dict().keys():
-                raise CheckpointError(f"the saved {name} has other tensors than this network.")
+            refuse_other_tensors(name, state[name], model.state_dict())
+        trial = torch.optim.AdamW(self.parameters())
+        try:
+            trial.load_state_dict(copy.deepcopy(state["optimizer"]))
+            thresholds = {
+                name: state["thresholds"][name].to(self.device) for name in self.thresholds
+            }
+            generator = torch.Generator(self.device).set_state(state["generator"].cpu())
+            view_generator = torch.Generator().set_state(state["view_generator"].cpu())
+            iteration = int(state["iteration"])
+        except Exception as error:
+            raise CheckpointError(f"the saved run is damaged: {first_line(error)}") from None
+        # from here on nothing can fail
         self.student.load_state_dict(state["student"])
         self.teacher.load_state_dict(state["teacher"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for name, threshold in state["thresholds"].items():
-            self.thresholds[name].threshold = threshold.to(self.device)
-        self._generator.set_state(state["generator"].cpu())
-        self._view_generator.set_state(state["view_generator"].cpu())
-        self.iteration = state["iteration"]
+        for name, threshold in thresholds.items():
+            self.thresholds[name].threshold = threshold
+        self._generator, self._view_generator = generator, view_generator
+        self.iteration = iteration
 
     def _check_batch(self, images: Tensor) -> Tensor:
         adapter = self.adapter
@@ -339,22 +342,3 @@ class SelfAdaptation:
         self.student.train()
         if self.config.batch_norm != "batch":
             freeze_statistics(self.student)
-
-
-def learning_rate(iteration: int, config: Config) -> float:
-    """Linear warm-up over the first share of iterations, then a cosine down to zero."""
-    warmup = config.warmup * config.iterations
-    if iteration < warmup:
-        return config.learning_rate * (iteration + 1) / math.ceil(warmup)
-    progress = (iteration - warmup) / max(config.iterations - warmup, 1)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-
-
-def _refuse_difference(what: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    for name in [*ours, *theirs]:
-        if theirs.get(name) != ours.get(name):
-            raise CheckpointError(
-                f"the saved run differs from this one: {what} {name} was "
-                f"{theirs.get(name, 'absent')}, now it is {ours.get(name, 'absent')}. Give the "
-                "same, or start a new run."
-            )

@@ -28,8 +28,9 @@ class RunDirectory:
         notes: text files by name that are written when the run starts.
 
     config.json      the settings
-    data.json        names of the images, training and held out
+    data.json        names and checksums of the images, training and held out
     history.csv      one row per iteration that was logged
+    looks.json       what the judge has seen of each candidate
     checkpoint.pt    everything to go on from the last validation point
     snapshots/       the exported network's weights at each validation point (safetensors)
     examples/        held-out images with instances before and after (TIFF)
@@ -160,33 +161,41 @@ class RunDirectory:
                 "new folder."
             ) from None
 
-    def save_snapshot(self, iteration: int, model: nn.Module) -> None:
+    def save_snapshot(self, name: int | str, model: nn.Module) -> None:
         """Keep the weights of a validation point."""
-        target = self._snapshot(iteration)
+        target = self._snapshot(name)
         partial = target.with_suffix(".partial")
         # clones, since safetensors refuses tensors that share memory
         tensors = {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}
         save_file({name: t.contiguous() for name, t in tensors.items()}, partial)
         os.replace(partial, target)
 
-    def load_snapshot(self, iteration: int) -> dict[str, Tensor]:
-        """The weights of a validation point."""
-        path = self._snapshot(iteration)
-        if not path.exists():
+    def load_snapshot(self, name: int | str) -> dict[str, Tensor]:
+        """The weights of a candidate: an iteration of the loop (0: initial), or its name."""
+        path = self._snapshot(name)
+        if name not in self.snapshots():
+            kind = "iteration " * isinstance(name, int)
             raise CheckpointError(
-                f"there is no snapshot of iteration {iteration}; there are {self.snapshots()}."
+                f"there is no snapshot of {kind}{name}; there are {self.snapshots()}."
             )
         try:
             return load_file(path)
         except Exception as error:
             raise CheckpointError(f"{path} is damaged: {error}") from None
 
-    def snapshots(self) -> list[int]:
-        """Iterations of which there is a snapshot, 0 being the initial model."""
-        return sorted(int(path.stem) for path in (self.path / "snapshots").glob("*.safetensors"))
+    def remove_snapshot(self, name: int | str) -> None:
+        """Weights that are not needed any more."""
+        self._snapshot(name).unlink(missing_ok=True)
 
-    def _snapshot(self, iteration: int) -> Path:
-        return self.path / "snapshots" / f"{iteration:06d}.safetensors"
+    def snapshots(self) -> list[int | str]:
+        """Of which there are weights: iterations, 0 being the initial model, then names."""
+        stems = sorted(path.stem for path in (self.path / "snapshots").glob("*.safetensors"))
+        numbers: list[int | str] = [int(stem) for stem in stems if stem.isdecimal()]
+        return numbers + [stem for stem in stems if not stem.isdecimal()]
+
+    def _snapshot(self, name: int | str) -> Path:
+        stem = f"{name:06d}" if isinstance(name, int) else name
+        return self.path / "snapshots" / f"{stem}.safetensors"
 
     def _write(self, name: str, data: bytes) -> None:
         write_file(self.path / name, data)

@@ -50,7 +50,7 @@ class SmallAdapter(Adapter):
     def embedding_module(self, model):
         return model.bottleneck
 
-    def decode(self, outputs):
+    def decode(self, outputs, size):
         return ndimage.label(outputs["cellprob"][0].numpy() > 0)[0].astype(np.int32)
 
 

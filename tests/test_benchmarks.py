@@ -1,29 +1,33 @@
-"""Baselines and the report of `benchmarks/evidence.py`, on small networks and hand-made cells."""
+"""`benchmarks/evidence.py`, its baselines and tables, on small networks and hand-made cells."""
 
 import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from helpers import SmallAdapter, config
+from helpers import IMAGES, SmallAdapter, config, discs, trained_adapter
 
-from selfadapt import Binary, OutputSpec
+from selfadapt import Binary, OutputSpec, open_images
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-@pytest.fixture
-def report(monkeypatch):
+@pytest.fixture(autouse=True)
+def _scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import evidence_report
-
-    return evidence_report
 
 
 @pytest.fixture
-def baselines(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def tables():
+    import evidence_tables
+
+    return evidence_tables
+
+
+@pytest.fixture
+def baselines():
     import baselines
 
     return baselines
@@ -71,6 +75,93 @@ def test_tent_lowers_the_entropy_by_scale_and_shift_alone(baselines):
     assert entropy(tuned) < entropy(adapter.model)
 
 
+@pytest.fixture(scope="module")
+def small_adapter():
+    return trained_adapter()
+
+
+@pytest.fixture
+def small_task(small_adapter, monkeypatch):
+    from pairs import Task
+
+    monkeypatch.setattr("selfadapt._candidates.STATISTICS_BATCHES", 2)
+    image, labels = discs(200)
+    test = [(image[None], labels)]
+    return Task(small_adapter, open_images(IMAGES[:4]), open_images(IMAGES[4:]), test)
+
+
+@pytest.mark.parametrize("policy", ["auto", "target", "source"])
+def test_a_trajectory_has_figures_and_scores_of_both_networks(small_task, policy):
+    from evidence import trajectory
+
+    rows = trajectory(small_task, config(batch_norm=policy))
+    assert [row["iteration"] for row in rows] == [0, 4, 8]
+    first = rows[0]["student"]
+    assert first == rows[0]["teacher"]
+    assert first["d_emb"] == first["fn_rate"] == 0
+    assert policy == "auto" or first["target_statistics"] == (policy == "target")
+    for row in rows[1:]:
+        assert row["student"]["d_emb"] != row["teacher"]["d_emb"] > 0
+        for network in ("student", "teacher"):
+            figures = ("fn_rate", "agreement", "ap", "precision", "recall")
+            assert all(0 <= row[network][name] <= 1 for name in figures)
+
+
+def test_statistics_are_looked_at_by_their_share(small_task):
+    from evidence import statistics
+
+    rows = statistics(small_task, config())
+    assert [row["share"] for row in rows] == [0, 0.5, 1]
+    assert 0 == rows[0]["network"]["d_emb"] < rows[1]["network"]["d_emb"]
+
+
+def test_a_source_network_of_smp_is_like_the_bundled_one(tmp_path):
+    from sources import FAMILIES, Domain, train
+
+    from selfadapt_smp import DEMO_MODEL
+
+    image, labels = discs(0, (160, 160))
+    network = train("smp", [Domain("fluo520", [(image[None], labels)])], 0, steps=1, first=1)
+    FAMILIES["smp"].save(network, tmp_path / "network")
+    new, bundled = (
+        json.loads((folder / "selfadapt.json").read_text())
+        for folder in (tmp_path / "network", DEMO_MODEL)
+    )
+    for name in ("heads", "normalize", "threshold", "min_size", "min_distance", "smoothing"):
+        assert new[name] == bundled[name]
+    opened, demo = (FAMILIES["smp"].load(folder) for folder in (tmp_path / "network", DEMO_MODEL))
+    shapes = [{n: t.shape for n, t in each.state_dict().items()} for each in (opened, demo)]
+    assert shapes[0] == shapes[1]
+
+
+def test_the_distance_of_smp_rises_to_one_in_each_object():
+    from sources import FAMILIES
+
+    labels = np.zeros((16, 16), np.int32)
+    labels[1:6, 1:6], labels[8:15, 8:15] = 1, 2
+    foreground, distance = FAMILIES["smp"].targets(labels)
+    np.testing.assert_array_equal(foreground, labels > 0)
+    np.testing.assert_allclose(distance[3, 1:6], [1 / 3, 2 / 3, 1, 2 / 3, 1 / 3])
+    assert distance[11, 11] == 1
+    assert not distance[labels == 0].any()
+
+
+def test_objects_of_every_domain_are_made_bright():
+    from sources import DOMAINS, bright
+
+    gray = np.array([[[10.0, 30.0]]])
+    dark = {name for name in DOMAINS if bright(gray, name)[0, 0, 0] == 20}
+    assert dark == {"he", "rbc", "axons", "chloroplasts"}
+    assert bright(np.ones((3, 4, 5)), "fluo520").shape == (1, 4, 5)
+
+
+def test_the_page_has_the_tables_of_the_committed_cells():
+    from evidence_report import read, renewed
+
+    page = (BENCHMARKS.parent / "docs" / "evidence.md").read_text()
+    assert renewed(page, read(BENCHMARKS / "results" / "evidence.jsonl")) == page
+
+
 def look(ap: float, agreement: float, d_emb: float = 0.0):
     agreements = {f"agreement_{iou}": agreement for iou in (0.5, 0.6, 0.7, 0.8)}
     return {"ap": ap, **agreements, "d_emb": d_emb, "fn_rate": 0.0}
@@ -85,10 +176,12 @@ def cell(pair: str, *teacher, student=None, seed=0, setting="default"):
     return {"pair": pair, "setting": setting, "seed": seed, "rows": rows}
 
 
-def cells_of(report, tmp_path, *cells):
+def cells_of(tmp_path, *cells):
+    from evidence_cells import read
+
     file = tmp_path / "cells.jsonl"
     file.write_text("".join(json.dumps(each) + "\n" for each in cells))
-    return report.read(file)
+    return read(file)
 
 
 def line(table: str, start: str) -> list[str]:
@@ -96,17 +189,16 @@ def line(table: str, start: str) -> list[str]:
     return [figure.strip() for figure in row.strip("|").split("|")]
 
 
-def test_table_of_stops(report, tmp_path):
+def test_table_of_stops(tables, tmp_path):
     gains = [look(0.5, 0.5), look(0.6, 0.6, 0.4), look(0.4, 0.7, 0.6), look(0.7, 0.65, 0.4)]
     blind = [look(0.5, 0.5, math.nan), look(0.6, 0.51, math.nan)]
     cells = cells_of(
-        report,
         tmp_path,
         cell("smp to he", *gains),
         cell("smp to he", *[look(each["ap"], 0.5, each["d_emb"]) for each in gains], seed=1),
         cell("broad to he", *blind),
     )
-    table = report.stops(cells, "teacher")
+    table = tables.stops(cells, "teacher")
     # base; kept by agreement: the third look, and the first; D_emb: before the third; last; best
     assert line(table, "smp to he")[2:] == [
         "2", "0.500", "0.450 ± 0.071", "0.600 ± 0.000", "0.700 ± 0.000", "0.700 ± 0.000",
@@ -116,30 +208,28 @@ def test_table_of_stops(report, tmp_path):
     assert line(table, "**largest relative loss, all pairs**")[4:6] == ["-10.0%", "+20.0%"]
 
 
-def test_other_criteria_see_runs_with_trained_statistics(report, tmp_path):
+def test_other_criteria_see_runs_with_trained_statistics(tables, tmp_path):
     taken = [look(0.2, 0.2) | {"target_statistics": 1.0}, look(0.8, 0.8)]
     trained = [look(0.2, 0.2), look(0.4, 0.4)]
     cells = cells_of(
-        report,
         tmp_path,
         cell("smp to photons", *taken),
         cell("smp to photons", *trained, setting="batch norm of the source"),
         cell("smp to he", *trained),
     )
-    table = report.stops(cells, "student")
+    table = tables.stops(cells, "student")
     assert line(table, "smp to photons")[3:] == [
         "0.200", "0.800", "0.400", "0.400", "0.400", "0.800"
     ]  # fmt: skip
 
 
-def test_baselines_are_compared_on_the_pairs_that_they_have(report, tmp_path):
+def test_baselines_are_compared_on_the_pairs_that_they_have(tables, tmp_path):
     def alone(pair: str, *ap: float):
         rows = [{"iteration": k, "network": {"ap": value}} for k, value in enumerate(ap)]
         return {"pair": pair, "setting": "TTA alone", "seed": 0, "rows": rows}
 
     helped = [look(0.4, 0.4), look(0.8, 0.8)]
     cells = cells_of(
-        report,
         tmp_path,
         cell("smp to photons", *helped),
         cell("smp to he", look(0.5, 0.5), look(0.4, 0.5)),
@@ -147,7 +237,7 @@ def test_baselines_are_compared_on_the_pairs_that_they_have(report, tmp_path):
         alone("smp to photons", 0.4, 0.6),
         alone("smp to he", 0.5, 0.55),
     )
-    table = report.compared(cells)
+    table = tables.compared(cells)
     assert line(table, "stardist to he")[1:] == ["0.400", "0.800", "", "", "", ""]
     mean = "**mean relative gain, shifted pairs, each at most +100 %**"
     assert line(table, mean)[3:] == ["+30.0%", "", "", ""]
@@ -156,17 +246,16 @@ def test_baselines_are_compared_on_the_pairs_that_they_have(report, tmp_path):
     assert line(table, ends)[3] == "1 / 1 of 2"
 
 
-def test_options_are_chosen_on_other_pairs_or_targets(report, tmp_path):
+def test_options_are_chosen_on_other_pairs_or_targets(tables, tmp_path):
     """The student gains more, and harms H&E: it is chosen where all of H&E is left out."""
     helped = [look(0.5, 0.5), look(0.6, 0.7)], [look(0.5, 0.5), look(0.8, 0.7)]
     harmed = [look(0.5, 0.5), look(0.5, 0.51)], [look(0.5, 0.5), look(0.4, 0.7)]
     cells = cells_of(
-        report,
         tmp_path,
         *(cell(f"{n} to photons", *helped[0], student=helped[1]) for n in ("smp", "stardist")),
         *(cell(f"{n} to he", *harmed[0], student=harmed[1]) for n in ("smp", "cellpose")),
     )
-    table = report.left_out(cells)
+    table = tables.left_out(cells)
     assert [each.split(",")[0] for each in line(table, "smp to photons")[1:]] == [
         "teacher", "+20.0%", "teacher", "+20.0%"
     ]  # fmt: skip

@@ -46,7 +46,7 @@ def run(folder, tmp_path_factory):
     """A finished run of the bundled network."""
     out = tmp_path_factory.mktemp("runs") / "run"
     images = str(folder / "images")
-    assert main(["adapt", *DEMO, "--images", images, "--out", str(out), *QUICK]) == 0
+    assert main(["adapt", *DEMO, "--images", images, "--out", str(out), *QUICK]) in (0, 3)
     return out
 
 
@@ -54,8 +54,8 @@ def test_adapt_leaves_model_report_and_the_file_that_repeats_it(run, folder, tmp
     for name in ("model", "report.html", "run.yaml", "history.csv", "result.json"):
         assert (run / name).exists()
     again = tmp_path / "again"
-    assert main(["adapt", "--config", str(run / "run.yaml"), "--out", str(again)]) == 0
-    assert "Result: " in capsys.readouterr().out
+    assert main(["adapt", "--config", str(run / "run.yaml"), "--out", str(again)]) in (0, 3)
+    assert "Verdict: " in capsys.readouterr().out
     assert (again / "history.csv").read_text() == (run / "history.csv").read_text()
     first, second = (SmpAdapter.from_pretrained(str(r / "model")) for r in (run, again))
     image, _ = discs(0, (96, 120))
@@ -133,10 +133,10 @@ def test_the_demo_prints_scores_and_writes_its_report(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "Before   AP 0." in out
     assert "After    AP 0." in out
-    assert "Stopped  " in out
+    assert "Verdict  " in out
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "Before   AP 0." in page
-    assert page.count("<img") == 2
+    assert page.count("<img") == 5
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 2
     captured = capsys.readouterr()
     assert "give another folder, --out DIR" in captured.err

@@ -20,11 +20,11 @@ from selfadapt import (
     Scalar,
     normalize_percentile,
     open_images,
+    prepare,
     to_gray,
 )
-from selfadapt._adapt import hold_out
-from selfadapt._crops import Crops
-from selfadapt._images import refuse_masks
+from selfadapt._crops import Crops, hold_out
+from selfadapt._masks import refuse_masks
 from selfadapt._tiles import predict_tiled
 
 
@@ -189,7 +189,6 @@ def broken(value):
         ([broken(np.nan)], "image 0 contains NaN"),
         ([pixels(40, 40), broken(np.inf)], "image 1 contains NaN or infinity"),
         ([np.full((40, 40), 7)], "image 0 is constant"),
-        ([pixels(40, 40), np.zeros((0, 40))], "image 1 is constant"),
         ([pixels(40, 40), pixels(1, 40)], "image 1 is 1 x 40 pixels for the network.*2 x 2"),
         ([torch.rand(3, 40, 40)], "image 0 has 3 channel.*the network takes 1"),
         ([np.kron(np.eye(4, dtype=int), np.ones((9, 9), int))], "look like masks"),
@@ -198,6 +197,38 @@ def broken(value):
 def test_bad_images_are_refused_before_the_run(images, message):
     with pytest.raises(ImageError, match=message):
         Crops(SmallAdapter(), open_images(images), config()).check()
+
+
+def test_images_with_nothing_to_see_are_left_out_and_named(caplog):
+    images = open_images([pixels(40, 40), np.zeros((0, 40)), np.full((40, 40), 7)])
+    crops = Crops(SmallAdapter(), images, config())
+    crops.check()
+    assert "image 1 is constant" in caplog.text
+    assert "image 2 is constant" in caplog.text
+    assert float(crops.batch(0).std()) > 0
+
+
+def test_a_bad_image_beyond_those_that_are_checked_ends_no_run(caplog, monkeypatch):
+    monkeypatch.setattr("selfadapt._crops.CHECKED", 1)
+    images = open_images([pixels(40, 40), broken(np.nan), np.full((40, 40), 7), pixels(1, 40)])
+    crops = Crops(SmallAdapter(), images, config())
+    crops.check()
+    first = [crops.batch(k) for k in range(12)]
+    for number, complaint in ((1, "NaN"), (2, "is constant"), (3, "pixels for the network")):
+        assert any(f"image {number}" in m and complaint in m for m in caplog.messages)
+    assert len(caplog.messages) == 3  # each is named once
+    again = Crops(SmallAdapter(), images, config())
+    again.check()
+    assert all(torch.equal(again.batch(k), first[k]) for k in range(12))
+
+
+def test_windows_are_normalised_as_the_whole_image():
+    large = np.random.default_rng(0).normal(100, 1, (2304, 300)).astype(np.float32)
+    large[:200] += 1000 * np.random.default_rng(1).random((200, 300))  # cells in one corner
+    whole = SmallAdapter().prepare(large[None])
+    for window, rows in zip(open_images(large)[0].windows(), (0, 768, 1536), strict=True):
+        got = prepare(SmallAdapter(), window.read(), str(window), window.whole())
+        np.testing.assert_allclose(got[0], whole[0, rows : rows + 768], atol=0.02)
 
 
 def test_images_of_different_channels_are_refused():
@@ -256,9 +287,9 @@ def test_blank_windows_of_a_large_image_are_passed_over(tmp_path):
         _, held_out = hold_out(windows, config(seed=seed))
         assert all(np.ptp(window.read()) > 0 for window in held_out)
     blank = open_images(np.zeros((2100, 100)))[0].windows()
-    with pytest.raises(ImageError, match="blank"):
+    with pytest.raises(ImageError, match="constant"):
         Crops(SmallAdapter(), blank, config()).batch(0)
-    with pytest.raises(ImageError, match="blank"):
+    with pytest.raises(ImageError, match="constant"):
         hold_out(blank, config())
 
 
@@ -281,9 +312,10 @@ def test_normalisation_and_gray():
     spot[0, 3, 3] = 5
     assert normalize_percentile(spot).max() == 1  # percentiles 1 and 99 coincide
     colour = pixels(3, 20, 30)
-    gray = to_gray(colour, invert=True)
+    gray = to_gray(colour)
     assert gray.shape == (1, 20, 30)
-    assert np.argmin(gray) == np.argmax(to_gray(colour))
+    luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    np.testing.assert_allclose(gray[0], luminance, rtol=1e-5)
     with pytest.raises(ImageError, match="2 channels"):
         to_gray(colour[:2])
 

@@ -1,7 +1,5 @@
 """Runs: adapt, resume, stopping, do no harm, snapshots."""
 
-import copy
-import math
 import os
 import signal
 import subprocess
@@ -16,29 +14,25 @@ import torch
 from helpers import IMAGES, SmallAdapter, config, discs
 
 from selfadapt import (
-    Binary,
     CheckpointError,
     Config,
     ConfigError,
     EmbeddingDrift,
     FalseNegativeRate,
     ImageError,
+    Judge,
     ModelError,
     OutputError,
     OutputSpec,
     Prediction,
     SelfAdaptation,
-    Validation,
     Vector,
-    ViewAgreement,
     adapt,
     predict,
     prepare,
     write_report,
 )
-from selfadapt._adapt import STATISTICS_RISE
 from selfadapt._rundir import RunDirectory
-from selfadapt._symmetry import D4
 
 
 def batches(count):
@@ -64,12 +58,12 @@ def test_adapt_changes_a_copy_and_fills_the_folder(adapter, tmp_path):
     assert result.snapshots == [0, 4, 8]
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
-        "config.json", "data.json", "history.csv", "checkpoint.pt", "snapshots", "examples",
-        "model", "result.json",
+        "config.json", "data.json", "history.csv", "looks.json", "checkpoint.pt", "snapshots",
+        "examples", "model", "result.json",
     }  # fmt: skip
     looked = [row for row in result.history if "d_emb" in row]
     assert [row["iteration"] for row in looked] == [0, 4, 8]
-    for figure in ("fn_rate", "d_emb", "instances", "doubt_flow", "doubt_cellprob"):
+    for figure in ("fn_rate", "d_emb", "agreement", "stability", "instances", "size"):
         assert all(np.isfinite(row[figure]) for row in looked)
     assert looked[0]["d_emb"] == looked[0]["fn_rate"] == 0
     report = write_report(tmp_path / "run").read_text()
@@ -296,92 +290,6 @@ def looks(*values, name="agreement"):
 def test_what_monitors_choose_of_a_history():
     assert EmbeddingDrift(0.5).choose(looks(0.0, 0.4, 0.6, 0.3, name="d_emb")) == 4
     assert EmbeddingDrift(0.5).choose(looks(0.0, 0.6, name="d_emb")) == 0
-    assert ViewAgreement(0.05).choose(looks(0.7, 0.6, 0.8, 0.75)) == 8
-    assert ViewAgreement(0.05).choose(looks(0.7, 0.72, 0.74)) == 0  # too little to mean anything
-
-
-def test_views_of_a_network_that_looks_at_single_pixels_agree():
-    class Pointwise(SmallAdapter):
-        def forward(self, model, images):
-            return self.outputs.split(torch.cat([0 * images, 0 * images, images - 0.5], 1))
-
-    class Lopsided(SmallAdapter):
-        def forward(self, model, images):
-            place = torch.linspace(-1, 1, images.shape[-1]).expand_as(images)
-            return self.outputs.split(torch.cat([0 * images, 0 * images, place], 1))
-
-    images = [torch.from_numpy(discs(seed)[0][None, :, :40]) for seed in range(3)]
-    figures = [
-        Validation(adapter, adapter.model, images)(adapter.model)["agreement"]
-        for adapter in (Pointwise(), Lopsided())
-    ]
-    assert figures[0] == 1
-    assert figures[1] < 0.5
-
-
-def test_the_look_that_agrees_best_is_kept_if_it_agrees_better_than_the_first(adapter):
-    settings = config(iterations=12, batch_norm="source", export="teacher")
-    rng = np.random.default_rng(0)
-    noisy = [image + rng.normal(0, 0.8 * image.std(), image.shape) for image in IMAGES]
-    free = adapt(adapter, noisy, config=settings, stop=None, progress=False)
-    agreement = {row["iteration"]: row["agreement"] for row in free.history if "agreement" in row}
-    best = max(agreement, key=agreement.get)
-    rise = agreement[best] - agreement[0]
-    assert rise > 0  # else this would test nothing
-    for threshold, kept, word in ((rise, best, "agree best"), (2 * rise, 0, "agree by less than")):
-        stop = ViewAgreement(threshold)
-        result = adapt(adapter, noisy, config=settings, stop=stop, progress=False)
-        assert result.iteration == kept
-        assert word in result.reason
-        assert result.history[-1]["iteration"] == 12
-        for same in (free.select(kept), free.select(stop)):
-            assert equal_states(same.model.state_dict(), result.adapter.model.state_dict())
-
-
-def test_batch_norm_statistics_of_the_images_are_taken_where_copies_agree_better(adapter):
-    def start(policy, stop):
-        settings = config(batch_norm=policy, iterations=4)
-        result = adapt(adapter, IMAGES, config=settings, stop=stop, progress=False)
-        first, last = result.history[0], result.select(4).model
-        taken = not torch.equal(last.stem[1].running_mean, adapter.model.stem[1].running_mean)
-        tried = [first[name] for name in ("agreement_half", "agreement_target") if name in first]
-        return taken, max(tried, default=math.nan) - first["agreement"]
-
-    assert start("target", None)[0]
-    assert not start("source", ViewAgreement())[0]
-    assert not start("auto", None)[0]  # no criterion that could tell
-    taken, risen = start("auto", ViewAgreement())
-    assert taken == (risen >= STATISTICS_RISE)
-    shifted = adapter.with_model(copy.deepcopy(adapter.model))
-    shifted.model.stem[1].running_mean += 1  # statistics of quite other images
-    result = adapt(shifted, IMAGES, config=config(), progress=False)
-    first = result.history[0]
-    assert first["agreement_target"] > first["agreement"]
-    share = 50 if first["agreement_half"] > first["agreement_target"] else 100
-    assert f"with {share}% batch-norm statistics of these images" in result.reason
-    initial = shifted.model.stem[1].running_mean
-    away = result.select(result.snapshots[-1]).model.stem[1].running_mean - initial
-    target = adapt(shifted, IMAGES, config=config(batch_norm="target"), stop=None, progress=False)
-    whole = target.select(target.snapshots[-1]).model.stem[1].running_mean - initial
-    torch.testing.assert_close(away, whole * share / 100)
-
-
-def test_agreement_is_refused_where_it_cannot_see_anything():
-    class OneWayUp(Binary):
-        def represents(self, g):
-            return g == D4[0]
-
-    class Fixed(SmallAdapter):
-        def __init__(self):
-            super().__init__()
-            self.outputs = OutputSpec(flow=Vector(), cellprob=OneWayUp())
-
-    blind = SmallAdapter()
-    blind.model.up[1].bias.data.fill_(-1e3)  # finds nothing
-    images = [torch.rand(1, 32, 32)]
-    for adapter, complaint in ((Fixed(), "the heads allow none"), (blind, "no instance")):
-        with pytest.raises(ConfigError, match=complaint):
-            Validation(adapter, adapter.model, images, [ViewAgreement()])
 
 
 class NoDecode(SmallAdapter):
@@ -393,10 +301,8 @@ def test_without_decode_the_fn_rate_cannot_stop_and_drift_can():
         adapt(NoDecode(), IMAGES, config=config(), stop=FalseNegativeRate(), progress=False)
     result = adapt(NoDecode(), IMAGES, config=config(), stop=EmbeddingDrift(2.1), progress=False)
     assert result.iteration == 8
-    with pytest.raises(ModelError, match="cannot decode instances"):
-        adapt(NoDecode(), IMAGES, config=config(), stop=ViewAgreement(), progress=False)
     by_default = adapt(NoDecode(), IMAGES, config=config(), progress=False)
-    assert "agree" not in by_default.reason
+    assert "no criterion tripped" in by_default.reason
     with pytest.raises(ModelError, match="cannot decode"):
         result.adapter.segment(IMAGES[0])
 
@@ -440,14 +346,12 @@ def test_validation_images_may_be_given_and_sizes_may_differ(adapter):
         adapter, IMAGES, validation=held_out, config=config(validation_size=64), stop=None,
         progress=False,
     )  # fmt: skip
-    assert np.isfinite(result.history[-1]["doubt_flow"])
+    assert np.isfinite(result.history[-1]["stability"])
 
 
 def test_fit_and_iterate_in_somebody_elses_code(adapter):
     run = SelfAdaptation(adapter, config(iterations=100))
-    images = [prepare(adapter, image[None], "held out") for image in IMAGES[:2]]
-    validation = Validation(adapter, run.initial, images)
-    history = run.fit(batches(20), validation=validation, stop=lambda r, i: r.iteration == 6)
+    history = run.fit(batches(20), judge=Judge(IMAGES[:2]), stop=lambda r, i: r.iteration == 6)
     assert len(history) == run.iteration == 6
     assert ["d_emb" in row for row in history] == [False, False, False, True, False, False]
     for info in run.iterate(batches(20)):
@@ -459,12 +363,11 @@ def test_fit_and_iterate_in_somebody_elses_code(adapter):
 
 def test_fit_says_if_it_ended_before_the_first_look(adapter, caplog):
     run = SelfAdaptation(adapter, config(iterations=100, validate_every=4))
-    images = [prepare(adapter, image[None], "held out") for image in IMAGES[:2]]
-    validation = Validation(adapter, run.initial, images)
-    run.fit(batches(3), validation=validation)
+    judge = Judge(IMAGES[:2])
+    run.fit(batches(3), judge=judge)
     assert "ended at iteration 3, before a look" in caplog.text
     caplog.clear()
-    run.fit(batches(1), validation=validation)
+    run.fit(batches(1), judge=judge)
     assert not caplog.text
 
 
@@ -511,7 +414,7 @@ def test_examples_in_the_folder_are_label_images(adapter, tmp_path):
     image = tifffile.imread(tmp_path / "examples" / "0-image.tif")
     assert before.dtype == np.int32
     assert before.shape == image.shape[-2:]
-    assert RunDirectory(tmp_path).read_json("result.json")["held_out"]
+    assert len(RunDirectory(tmp_path).read_json("result.json")["examples"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -615,8 +518,8 @@ def test_a_monitor_that_nothing_measures_is_refused(adapter):
     run = SelfAdaptation(adapter, config())
     with pytest.raises(ConfigError, match="would never stop"):
         run.fit(batches(2), stop=EmbeddingDrift())
-    with pytest.raises(ConfigError, match="chooses among snapshots"):
-        run.fit(batches(2), stop=ViewAgreement())
+    with pytest.raises(ConfigError, match="would never stop"):
+        run.fit(batches(2), stop=FalseNegativeRate(iou=0.9), judge=Judge(IMAGES[:1]))
     blind = NoBottleneck()
     blind.model = adapter.model
     result = adapt(blind, IMAGES, config=config(), stop=None, progress=False)
@@ -625,14 +528,15 @@ def test_a_monitor_that_nothing_measures_is_refused(adapter):
             adapt(adapter, IMAGES, **wrong)
     with pytest.raises(ConfigError, match="give an Adapter"):
         adapt("my_unet", IMAGES)
-    with pytest.raises(ConfigError, match="was not measured"):
-        result.select(EmbeddingDrift())
-    with pytest.raises(ConfigError, match="give Validation"):
-        run.fit(batches(2), validation=[torch.zeros(1, 32, 32)])
+    for unmeasured in (EmbeddingDrift(unit_norm=False), FalseNegativeRate(iou=0.95)):
+        with pytest.raises(ConfigError, match="was not measured"):
+            result.select(unmeasured)
+    with pytest.raises(ConfigError, match="give Judge"):
+        run.fit(batches(2), judge=[torch.zeros(1, 32, 32)])
     with pytest.raises(ImageError, match=r"give image\[None\]"):
         prepare(adapter, IMAGES[0], "nuclei")
-    with pytest.raises(ConfigError, match="at least one held-out image"):
-        Validation(adapter, run.initial, [])
+    with pytest.raises(ImageError, match="no images"):
+        Judge([])
 
 
 class Named(EmbeddingDrift):

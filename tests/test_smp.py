@@ -15,6 +15,7 @@ from selfadapt import (
     Categorical,
     EmbeddingDrift,
     FalseNegativeRate,
+    Input,
     ModelError,
     OutputError,
     OutputSpec,
@@ -120,7 +121,7 @@ def test_each_recipe_finds_the_objects_that_perfect_outputs_show(heads):
         "classes": torch.cat([logit(~inside), logit(inside & ~edge), logit(edge)]),
     }
     adapter = SmpAdapter(unet(1), heads)
-    found = adapter.decode({name: maps[name] for name in adapter.outputs})
+    found = adapter.decode({name: maps[name] for name in adapter.outputs}, (0, 0))
     counts = match(labels, found, (0.7,))[0]
     if heads == "foreground":  # two discs touch: components cannot part them
         labels = ndimage.label(inside)[0]
@@ -144,9 +145,9 @@ def test_heads_without_a_recipe_need_a_function():
     adapter = SmpAdapter(unet(9), spec)
     assert not adapter.can_decode
     with pytest.raises(ModelError, match=r"no recipe from the heads \['dist', 'prob'\]"):
-        adapter.decode({})
+        adapter.decode({}, (0, 0))
     own = SmpAdapter(unet(9), spec, decode=lambda outputs, heads: np.ones((4, 4), np.int32))
-    assert own.decode({}).max() == 1
+    assert own.decode({}, (0, 0)).max() == 1
 
 
 def test_probabilities_are_told_apart_from_logits():
@@ -199,12 +200,13 @@ def test_what_is_saved_opens_in_unmodified_smp(tmp_path):
 def test_the_options_of_a_saved_folder_come_back(tmp_path):
     adapter = SmpAdapter(
         unet(3), OutputSpec(classes=Categorical(3, logits=False)), normalize="standard",
-        gray="inverted", decode=Decode(threshold=0.3, min_size=4),
+        gray=True, invert=True, decode=Decode(threshold=0.3, min_size=4),
     )  # fmt: skip
     adapter.save(tmp_path)
     again = SmpAdapter.from_pretrained(str(tmp_path), min_size=9)
     assert repr(again.outputs) == repr(adapter.outputs)
-    assert (again.normalize, again.gray) == ("standard", "inverted")
+    assert again.normalize == "standard"
+    assert again.input == adapter.input == Input(gray=True, invert=True)
     assert again._decode == Decode(threshold=0.3, min_size=9)
 
 

@@ -2,10 +2,8 @@
 
 import copy
 import logging
-import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,34 +20,39 @@ from selfadapt import (
     Binary,
     ConfigError,
     ImageError,
+    Input,
     ModelError,
     OutputSpec,
     Vector,
     as_channels_first,
     open_images,
 )
+from selfadapt_cellpose._diameter import evenly, median_diameter
 from selfadapt_cellpose._files import (
-    CPNET_WIDTHS,
     check_free,
-    network_copy,
-    open_cellpose,
+    open_network,
+    opening_line,
     register_in_gui,
     shapes_of,
     write_weights,
 )
 from selfadapt_cellpose._networks import (
     bottleneck,
-    check_network,
-    checkpoint_blocks,
+    check_kind,
     is_transformer,
     make_trainable,
+    no_word_on_sparse_tensors,
 )
-from selfadapt_cellpose._options import check_normalization, check_options
+from selfadapt_cellpose._normalize import normalize_part
+from selfadapt_cellpose._options import (
+    check_channels,
+    check_normalization,
+    check_options,
+    evaluation,
+)
 
 logger = logging.getLogger(__name__)
 
-ESTIMATED_FROM = 8
-"""A diameter is estimated from at most that many images."""
 STEPS = 200
 """Iterations of Cellpose's dynamics at the scale of the network."""
 
@@ -66,17 +69,14 @@ class CellposeAdapter(Adapter):
         diameter: of the cells in the target images, in pixels. None: version 3 takes the file's
             `diam_labels` or, where the file has none, the median diameter of the instances that
             the network finds in the target images; version 4 takes images at their own scale.
-            The log says which.
         channels: version 3 only: the channel to segment and that of the nuclei, as in Cellpose
             (0 gray or none, 1 red, 2 green, 3 blue).
         flow_threshold: largest flow error of an instance that is kept; 0 keeps all.
         cellprob_threshold: pixels whose logit is above it belong to cells.
         min_size: smaller instances, in pixels of the image, are dropped.
-        normalize: whether percentiles 1 and 99 go to 0 and 1, or Cellpose's dictionary of
-            normalisation parameters.
+        normalize: whether percentiles 1 and 99 go to 0 and 1, or Cellpose's own dictionary.
         invert: whether dark cells are made bright, after normalisation.
-        resample: whether instances are found at the scale of the image. False is faster where
-            cells are larger than the network's (30 or 17 pixels), with coarser outlines.
+        resample: whether instances are found at the scale of the image, not of the network.
         checkpoint: version 4 only: save memory by computing the encoder's blocks twice.
 
     Attributes:
@@ -89,6 +89,7 @@ class CellposeAdapter(Adapter):
     """
 
     size_multiple = 8
+    adjustable = frozenset({"scale", "invert", "low", "high"})
 
     def __init__(
         self,
@@ -105,32 +106,13 @@ class CellposeAdapter(Adapter):
         checkpoint: bool = False,
     ) -> None:
         check_options(diameter, channels, flow_threshold, cellprob_threshold, min_size)
-        if isinstance(model, str | Path):
-            template, has_diameter = open_cellpose(str(model))
-            net = template.net
-        else:
-            net, has_diameter = network_copy(model)
-            template = model
-        check_network(net)
+        net, template, has_diameter = open_network(model)
         self._template = copy.copy(template)  # all settings of the CellposeModel, and no network
         self._template.net = None
         self._shapes = shapes_of(net)
         transformer = is_transformer(net)
-        if channels is not None and transformer:
-            raise ConfigError(
-                f"channels={tuple(channels)} is an option of Cellpose 3; version 4 takes up to "
-                "three channels in any order: leave it out."
-            )
-        if channels is not None and net.nchan != 2:
-            raise ConfigError(
-                f"channels={tuple(channels)} is for networks of two channels, and this one has "
-                f"{net.nchan}: leave it out."
-            )
-        if checkpoint and not transformer:
-            raise ConfigError("checkpoint=True is an option of Cellpose 4: leave it out.")
-        make_trainable(net)
-        if checkpoint:
-            checkpoint_blocks(net)
+        check_kind(net, channels, checkpoint=checkpoint)
+        make_trainable(net, checkpoint=checkpoint)
         self.model = net
         self.outputs = OutputSpec(flow=Vector(), cellprob=Binary())
         self.channels = None if transformer else int(net.nchan)
@@ -146,7 +128,6 @@ class CellposeAdapter(Adapter):
         self.normalization = {"normalize": True, "invert": invert, **given}
         check_normalization(self.normalization)
         self.resample = resample
-        self._sizes: dict[tuple[int, ...], tuple[int, int]] = {}
         self.diam_mean = 30.0 if transformer else float(template.diam_mean)
         if not transformer:  # of a zoo file without it, Cellpose knows it by the name alone
             net.get_parameter("diam_mean").data.fill_(self.diam_mean)
@@ -180,28 +161,56 @@ class CellposeAdapter(Adapter):
     def embedding_module(self, model: nn.Module) -> nn.Module:
         return bottleneck(model)
 
-    def prepare(self, image: NDArray[Any]) -> NDArray[np.float32]:
+    @property
+    def input(self) -> Input:  # type: ignore[override]
+        """In the core's words; Cellpose's own are `diameter`, `normalize` and `invert`."""
+        low, high = self.normalization.get("percentile") or (1.0, 99.0)
+        return Input(
+            scale=self._scale, invert=bool(self.normalization["invert"]), low=low, high=high
+        )
+
+    def with_input(self, input: Input) -> Self:
+        adapter = copy.copy(self)
+        adapter.normalization = self.normalization | {"invert": input.invert}
+        if (input.low, input.high) != (self.input.low, self.input.high):
+            adapter.normalization["percentile"] = (input.low, input.high)
+        if input.scale != self.input.scale:
+            adapter.model = copy.deepcopy(self.model)  # it holds the diameter, too
+            adapter._set_diameter(self.diam_mean / input.scale)
+        if replace(adapter.input, scale=input.scale) != input:  # but for the rounding of a scale
+            raise ConfigError(
+                "CellposeAdapter takes channels by its own option `channels`: leave those of "
+                "Input as they are."
+            )
+        return adapter
+
+    def prepare(
+        self, image: NDArray[Any], whole: NDArray[Any] | None = None
+    ) -> NDArray[np.float32]:
         scale = self._scale
         pixels, options = self._for_cellpose(image)
         converted = transforms.convert_image(pixels, **options)
         normalised = converted
         if self.normalization["normalize"]:  # as in eval
-            normalised = transforms.normalize_img(converted, **self.normalization)
+            if whole is None:
+                normalised = transforms.normalize_img(converted, **self.normalization)
+            else:
+                pixels, options = self._for_cellpose(whole)
+                sample = transforms.convert_image(pixels, **options)
+                normalised = normalize_part(converted, sample, self.normalization)
         if scale != 1:
             rescaled = transforms.resize_image(normalised, rsz=scale)
             normalised = rescaled.reshape(*rescaled.shape[:2], -1)  # one channel loses its axis
-        self._sizes.setdefault(normalised.shape[:2], (image.shape[1], image.shape[2]))
         return np.asarray(normalised.transpose(2, 0, 1), np.float32)
 
-    def decode(self, outputs: Mapping[str, Tensor]) -> NDArray[np.int32]:
+    def decode(self, outputs: Mapping[str, Tensor], size: tuple[int, int]) -> NDArray[np.int32]:
         """Instances at the scale of the image, as `CellposeModel.eval` finds them."""
         scale = self._scale
         raw = torch.cat([outputs["flow"], outputs["cellprob"]]).nan_to_num()
         fields = raw.permute(1, 2, 0).numpy()
-        sides = self._size_before(fields.shape[0], fields.shape[1])
-        if self.resample and scale != 1:
-            fields = transforms.resize_image(fields, *sides)
-        with _no_word_on_sparse_tensors():
+        if self.resample and fields.shape[:2] != size:
+            fields = transforms.resize_image(fields, *size)
+        with no_word_on_sparse_tensors():
             masks: NDArray[Any] = dynamics.resize_and_compute_masks(
                 np.ascontiguousarray(fields[..., :2].transpose(2, 0, 1)),
                 np.ascontiguousarray(fields[..., 2]),
@@ -209,7 +218,7 @@ class CellposeAdapter(Adapter):
                 cellprob_threshold=self.cellprob_threshold,
                 flow_threshold=self.flow_threshold,
                 min_size=self.min_size,
-                resize=None if self.resample else sides,
+                resize=None if self.resample else size,
                 device=next(self.model.parameters()).device,
             )
         return masks.astype(np.int32)
@@ -220,7 +229,7 @@ class CellposeAdapter(Adapter):
         if not np.isfinite(pixels).all():
             raise ImageError("the image contains NaN or infinity: replace them first.")
         pixels, options = self._for_cellpose(pixels)
-        with _no_word_on_sparse_tensors():
+        with no_word_on_sparse_tensors():
             masks: NDArray[Any] = self._around(self.model).eval(
                 pixels,
                 channels=options.get("channels"),
@@ -237,8 +246,7 @@ class CellposeAdapter(Adapter):
     def cellpose_model(self) -> CellposeModel:
         """A `CellposeModel` of its own around a copy of the network, ready for `eval`.
 
-        It does without MKL-DNN, for which Cellpose 3 changes the network's tensors in place, so
-        that it can be saved after `eval`, too.
+        Without MKL-DNN, which changes the tensors in place: it can be saved after `eval`, too.
         """
         return self._around(copy.deepcopy(self.model).eval())
 
@@ -256,48 +264,31 @@ class CellposeAdapter(Adapter):
         if register:
             check_free(path.name)
         write_weights(self.model, path, self._shapes)
-        print(f"Open it with {self._opening(path)}")
+        print(f"Open it with {opening_line(path, self.model, self._template.nbase)}")
         if register:
             register_in_gui(path)
 
     def usage(self, path: Path) -> str:
-        opening = self._opening(path)
-        return opening + self._evaluation() if opening.startswith("CellposeModel(") else opening
-
-    def _opening(self, path: Path) -> str:
-        file = repr(str(path.absolute()))
-        if is_transformer(self.model):
-            return f"CellposeModel(pretrained_model={file}, use_bfloat16=False)"
-        if self._template.nbase[1:] == CPNET_WIDTHS:
-            channels = "" if self.channels == 2 else f", nchan={self.channels}"
-            return f"CellposeModel(pretrained_model={file}{channels})"
-        return f"CellposeAdapter({file}): Cellpose itself knows the widths {CPNET_WIDTHS} only"
-
-    def _evaluation(self) -> str:
-        """What `eval` must be told, where that is not its default."""
-        usual: dict[str, Any] = {"normalize": True, "invert": False}
-        changed = {k: v for k, v in self.normalization.items() if usual.get(k, ...) != v}
-        by_dictionary = not changed.keys() <= usual.keys()  # then eval takes both from it
-        told = {
-            "channels": (self.channel_choice, None),
-            # a file of version 3 knows its diameter
-            "diameter": (self.diam_mean if self.channels else self.diameter, self.diam_mean),
-            "normalize": (changed if by_dictionary else self.normalization["normalize"], True),
-            "invert": (not by_dictionary and self.normalization["invert"], False),
-            "flow_threshold": (self.flow_threshold, 0.4),
-            "cellprob_threshold": (self.cellprob_threshold, 0.0),
-            "min_size": (self.min_size, 15),
-            "resample": (self.resample, True),
-        }
-        options = [f", {k}={value!r}" for k, (value, other) in told.items() if value != other]
-        return f".eval(image{''.join(options)})" if options else ""
+        opening = opening_line(path, self.model, self._template.nbase)
+        if not opening.startswith("CellposeModel("):
+            return opening
+        # a file of version 3 knows its diameter
+        diameter = self.diam_mean if self.channels else self.diameter
+        return opening + evaluation(
+            self.normalization,
+            channels=(self.channel_choice, None),
+            diameter=(diameter, self.diam_mean),
+            flow_threshold=(self.flow_threshold, 0.4),
+            cellprob_threshold=(self.cellprob_threshold, 0.0),
+            min_size=(self.min_size, 15),
+            resample=(self.resample, True),
+        )
 
     def calibrated(self, images: Sequence[Any]) -> Self:
         """With the diameter estimated from the images, if none is known."""
         if self.diameter is not None:
             return self
         adapter = self.with_model(copy.deepcopy(self.model))
-        adapter._sizes = {}
         adapter._set_diameter(self.estimate_diameter(images))
         logger.warning(
             "No diameter given, and the model has no diam_labels: %.1f pixels are taken, the "
@@ -310,60 +301,14 @@ class CellposeAdapter(Adapter):
         """Median diameter, in pixels, of the instances that the network itself finds.
 
         Like Cellpose's size model, in two passes: at the network's own diameter, then at the one
-        found. Up to eight of the images serve, evenly spread.
-
-        Args:
-            images: any source that `selfadapt.open_images` takes.
-            channel_axis: position of the channels, where the source does not say it.
+        found. Up to eight of the images serve, any source that `selfadapt.open_images` takes.
         """
-        listed = open_images(images, channel_axis=channel_axis)
-        chosen = listed[:: -(-len(listed) // ESTIMATED_FROM)]
+        chosen = evenly(open_images(images, channel_axis=channel_axis))
         trial = copy.copy(self)
         trial.diameter = self.diam_mean
         for _ in range(2):
-            labels = [trial.segment(image.read(), channel_axis=0) for image in chosen]
-            areas = np.concatenate(
-                [np.unique(found[found > 0], return_counts=True)[1] for found in labels]
-            )
-            if not len(areas):
-                raise ModelError(
-                    "the diameter cannot be estimated: the network finds no instance in "
-                    f"{chosen[0]} and {len(chosen) - 1} others. Give the diameter."
-                )
-            trial.diameter = 2 * math.sqrt(float(np.median(areas)) / math.pi)
+            trial.diameter = median_diameter(trial.segment, chosen)
         return trial.diameter
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls,
-        model: str,
-        *,
-        diameter: float | None = None,
-        channels: list[int] | None = None,
-        flow_threshold: float = 0.4,
-        cellprob_threshold: float = 0.0,
-        min_size: int = 15,
-        normalize: bool | dict[str, Any] = True,
-        invert: bool = False,
-        resample: bool = True,
-        checkpoint: bool = False,
-    ) -> Self:
-        """Open a zoo name or a weights file; the same as the class itself.
-
-        Args:
-            model: a name of Cellpose's zoo, or a weights file.
-            diameter: of the cells, in pixels (default: the model's own).
-            channels: Cellpose 3: channel to segment and channel of the nuclei, e.g. [2,3].
-            flow_threshold: largest flow error of an instance that is kept.
-            cellprob_threshold: pixels whose logit is above it belong to cells.
-            min_size: smaller instances, in pixels, are dropped.
-            normalize: true, false, or Cellpose's dictionary of normalisation parameters.
-            invert: make dark cells bright.
-            resample: find instances at the scale of the image.
-            checkpoint: Cellpose 4: save memory by computing the encoder's blocks twice.
-        """
-        options = {name: value for name, value in locals().items() if name not in _NO_OPTIONS}
-        return cls(model, **options)
 
     @property
     def _scale(self) -> float:
@@ -380,53 +325,20 @@ class CellposeAdapter(Adapter):
         self.diameter = diameter
         self.model.get_parameter("diam_labels").data.fill_(diameter)
 
-    def _size_before(self, height: int, width: int) -> tuple[int, int]:
-        """The size of the image that was prepared to this size.
-
-        As `prepare` cuts sides to whole numbers, several may be: the first that it has met is
-        taken, and always that one, or (for crops) one in the middle.
-        """
-        if (known := self._sizes.get((height, width))) is not None:
-            return known
-        if self._scale == 1:
-            return height, width
-        return round((height + 0.5) / self._scale), round((width + 0.5) / self._scale)
-
     def _for_cellpose(self, image: NDArray[Any]) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """A copy of `[C, H, W]` as Cellpose takes it, and which channels of it to take."""
-        count, choice = len(image), self.channel_choice
-        most = self.channels or 3
+        count = len(image)
         if min(image.shape[1:]) * self._scale < 1:
             raise ImageError(
                 f"an image of {image.shape[1]} x {image.shape[2]} pixels is too small for cells of "
                 f"{self.diameter} pixels: give their diameter in these images."
             )
-        if choice is None and count > most:
-            remedy = (
-                "give channels, e.g. (0, 0) for gray or (2, 3) for green cells, blue nuclei "
-                "(shell: --channels '[0,0]')"
-            )
-            if self.channels is None:
-                remedy = "choose some of them"
-            raise ImageError(
-                f"the image has {count} channels, and the network takes {most}: {remedy}."
-            )
-        if choice is None and self.channels is not None and count not in (1, most):
-            raise ImageError(
-                f"the image has {count} channels, and the network takes {most}: give images of "
-                "one or of that many channels."
-            )
-        if choice is not None and not max(choice) <= count <= 5:
-            raise ImageError(
-                f"channels={tuple(choice)} does not fit an image with {count} channel(s): gray "
-                "images need no channels, and Cellpose takes up to 5."
-            )
-        flat = count == 1
-        options: dict[str, Any] = {"channel_axis": None if flat else 0}
+        check_channels(count, self.channel_choice, self.channels)
+        options: dict[str, Any] = {"channel_axis": None if count == 1 else 0}
         if self.channels is not None:
-            options |= {"channels": choice, "nchan": self.channels}
+            options |= {"channels": self.channel_choice, "nchan": self.channels}
         # a copy: Cellpose normalises float32 in place
-        return (image[0] if flat else image).astype(np.float32), options
+        return (image[0] if count == 1 else image).astype(np.float32), options
 
     def _around(self, net: nn.Module) -> CellposeModel:
         """The original `CellposeModel` with another network."""
@@ -436,14 +348,3 @@ class CellposeAdapter(Adapter):
         model.gpu = model.device.type != "cpu"
         model.diam_mean, model.diam_labels = self.diam_mean, self.diameter
         return model
-
-
-@contextmanager
-def _no_word_on_sparse_tensors() -> Iterator[None]:
-    """Cellpose's dynamics build them, and torch asks the user whether to check them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse invariant checks", UserWarning)
-        yield
-
-
-_NO_OPTIONS = ("cls", "model", "__class__")

@@ -28,6 +28,33 @@ DIAMETERS = ("diam_mean", "diam_labels")
 """Version 3 files from before these were stored lack them, and no other tensor."""
 
 
+def open_network(model: str | Path | CellposeModel) -> tuple[Any, CellposeModel, bool]:
+    """A network of its own, the `CellposeModel` it comes from, and whether that has `diam_labels`.
+
+    Raises:
+        ModelError: there is no such model, or it does not fit the installed Cellpose.
+    """
+    if isinstance(model, str | Path):
+        template, has_diameter = open_cellpose(str(model))
+        net = template.net
+    else:
+        net, has_diameter = network_copy(model)
+        template = model
+    check_network(net)
+    return net, template, has_diameter
+
+
+def opening_line(path: Path, net: nn.Module, widths: list[int]) -> str:
+    """The line of Python that opens a saved network."""
+    file = repr(str(path.absolute()))
+    if is_transformer(net):
+        return f"CellposeModel(pretrained_model={file}, use_bfloat16=False)"
+    if widths[1:] == CPNET_WIDTHS:
+        channels = "" if net.nchan == 2 else f", nchan={net.nchan}"
+        return f"CellposeModel(pretrained_model={file}{channels})"
+    return f"CellposeAdapter({file}): Cellpose itself knows the widths {CPNET_WIDTHS} only"
+
+
 def open_cellpose(model: str) -> tuple[CellposeModel, bool]:
     """The float32 model of a zoo name or a weights file, and whether the file has `diam_labels`.
 

@@ -1,12 +1,15 @@
 """What must be known of Cellpose's networks, told apart by their parts, not by their class."""
 
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils import checkpoint as recompute
 
-from selfadapt import ModelError
+from selfadapt import ConfigError, ModelError
 
 
 def is_transformer(net: nn.Module) -> bool:
@@ -33,14 +36,44 @@ def check_network(net: nn.Module) -> None:
         raise ModelError(f"the network has {net.nout} outputs, not Cellpose's 3 (flows, cellprob).")
 
 
-def make_trainable(net: Any) -> None:
-    """float32, no MKL-DNN tensors, parameters that nothing is learnt by frozen."""
+def check_kind(net: Any, channels: Sequence[int] | None, *, checkpoint: bool) -> None:
+    """Raise ConfigError for an option that is none of this kind of network."""
+    transformer = is_transformer(net)
+    if channels is not None and transformer:
+        raise ConfigError(
+            f"channels={tuple(channels)} is an option of Cellpose 3; version 4 takes up to "
+            "three channels in any order: leave it out."
+        )
+    if channels is not None and net.nchan != 2:
+        raise ConfigError(
+            f"channels={tuple(channels)} is for networks of two channels, and this one has "
+            f"{net.nchan}: leave it out."
+        )
+    if checkpoint and not transformer:
+        raise ConfigError("checkpoint=True is an option of Cellpose 4: leave it out.")
+
+
+def make_trainable(net: Any, *, checkpoint: bool) -> None:
+    """float32, no MKL-DNN tensors, parameters that nothing is learnt by frozen.
+
+    `checkpoint`: the encoder's blocks are computed twice, to save memory.
+    """
     net.float()
     if is_transformer(net):
         net.dtype = torch.float32
         freeze_unused(net)
     else:
         net.mkldnn = False
+    if checkpoint:
+        checkpoint_blocks(net)
+
+
+@contextmanager
+def no_word_on_sparse_tensors() -> Iterator[None]:
+    """Cellpose's dynamics build them, and torch asks the user whether to check them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse invariant checks", UserWarning)
+        yield
 
 
 def freeze_unused(net: nn.Module) -> None:
@@ -70,7 +103,7 @@ def checkpoint_blocks(net: nn.Module) -> None:
         def forward(self: nn.Module, *args: Any, kind: Any = kind) -> Tensor:
             if not torch.is_grad_enabled():
                 return kind.forward(self, *args)  # type: ignore[no-any-return]
-            return checkpoint(kind.forward, self, *args, use_reentrant=False)  # type: ignore[no-any-return]
+            return recompute.checkpoint(kind.forward, self, *args, use_reentrant=False)  # type: ignore[no-any-return]
 
         # a subclass rather than a wrapper: names in the state dict and copies stay as they are
         block.__class__ = type(f"Checkpointed{kind.__name__}", (kind,), {"forward": forward})

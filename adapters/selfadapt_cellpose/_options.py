@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from cellpose import transforms
 
-from selfadapt import ConfigError
+from selfadapt import ConfigError, ImageError
 
 
 def check_options(
@@ -47,3 +47,44 @@ def check_normalization(parameters: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"normalize and invert as {dict(parameters)} are not allowed by Cellpose: {error}."
         ) from None
+
+
+def check_channels(count: int, choice: Sequence[int] | None, taken: int | None) -> None:
+    """Raise ImageError unless an image of `count` channels goes with the options.
+
+    `taken` is what the network takes; None for a network of version 4, which takes up to three.
+    """
+    most = taken or 3
+    if choice is None and count > most:
+        remedy = (
+            "give channels, e.g. (0, 0) for gray or (2, 3) for green cells, blue nuclei "
+            "(shell: --channels '[0,0]')"
+        )
+        if taken is None:
+            remedy = "choose some of them"
+        raise ImageError(f"the image has {count} channels, and the network takes {most}: {remedy}.")
+    if choice is None and taken is not None and count not in (1, most):
+        raise ImageError(
+            f"the image has {count} channels, and the network takes {most}: give images of "
+            "one or of that many channels."
+        )
+    if choice is not None and not max(choice) <= count <= 5:
+        raise ImageError(
+            f"channels={tuple(choice)} does not fit an image with {count} channel(s): gray "
+            "images need no channels, and Cellpose takes up to 5."
+        )
+
+
+def evaluation(normalization: Mapping[str, Any], **told: tuple[Any, Any]) -> str:
+    """What `eval` must be told, where an option (its first value) is not the default (second)."""
+    usual: dict[str, Any] = {"normalize": True, "invert": False}
+    changed = {k: v for k, v in normalization.items() if usual.get(k, ...) != v}
+    by_dictionary = not changed.keys() <= usual.keys()  # then eval takes both from it
+    told |= {
+        "normalize": (changed if by_dictionary else normalization["normalize"], True),
+        "invert": (not by_dictionary and normalization["invert"], False),
+    }
+    order = ["channels", "diameter", "normalize", "invert"]
+    names = [*order, *(name for name in told if name not in order)]
+    options = [f", {name}={told[name][0]!r}" for name in names if told[name][0] != told[name][1]]
+    return f".eval(image{''.join(options)})" if options else ""

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from selfadapt import (
     Adapter,
+    ConfigError,
+    Input,
     ModelError,
     OutputSpec,
-    normalize_percentile,
     normalize_standard,
-    to_gray,
 )
 from selfadapt_smp._decode import Decode
 from selfadapt_smp._names import head_names, parse_heads
@@ -30,6 +30,11 @@ DEMO_MODEL = Path(__file__).with_name("demo_model")
 """Folder of the bundled network, as SMP's `save_pretrained` lays it out."""
 SIDECAR = "selfadapt.json"
 """Beside SMP's own files: what SMP's format does not say (heads, normalisation, decoding)."""
+
+
+NORMALIZATIONS = ("percentile", "standard", "none")
+OLD_GRAY = {"no": (False, False), "yes": (True, False), "inverted": (True, True)}
+"""What a sidecar of version 0.1 calls gray: (gray, invert)."""
 
 
 class SmpAdapter(Adapter):
@@ -42,7 +47,10 @@ class SmpAdapter(Adapter):
             one value; `classes:3`: softmax).
         normalize: "percentile" (1 and 99 to 0 and 1), "standard" (zero mean, unit variance) or
             "none".
-        gray: turn colour into luminance: "no", "yes", or "inverted" (dark nuclei become bright).
+        scale: pixels of the network per pixel of the image: 0.5 where objects are twice as large
+            as those that the network knows.
+        gray: whether colour becomes luminance.
+        invert: whether dark objects are made bright.
         embedding: dotted name of the bottleneck module; default `encoder`. TorchScript runs its
             submodules where no hook reaches, so such networks have no bottleneck.
         channels: number of channels that the network takes; default: read off its first layer.
@@ -59,7 +67,9 @@ class SmpAdapter(Adapter):
         outputs: OutputSpec | str,
         *,
         normalize: Literal["percentile", "standard", "none"] = "percentile",
-        gray: Literal["no", "yes", "inverted"] = "no",
+        scale: float = 1.0,
+        gray: bool = False,
+        invert: bool = False,
         embedding: str = "encoder",
         channels: int | None = None,
         size_multiple: int | None = None,
@@ -67,8 +77,13 @@ class SmpAdapter(Adapter):
     ) -> None:
         self.model = model
         self.outputs = parse_heads(outputs) if isinstance(outputs, str) else outputs
+        if normalize not in NORMALIZATIONS:
+            raise ConfigError(
+                f"normalize={normalize!r} is not allowed: it must be "
+                f"{' or '.join(map(repr, NORMALIZATIONS))}."
+            )
         self.normalize = normalize
-        self.gray = gray
+        self.input = Input(scale=scale, invert=invert, gray=gray)
         self.scripted = isinstance(model, torch.jit.ScriptModule)
         self.channels_last = isinstance(model, smp.base.SegmentationModel)
         self.embedding = embedding
@@ -102,7 +117,7 @@ class SmpAdapter(Adapter):
     def can_decode(self) -> bool:
         return not isinstance(self._decode, Decode) or Decode.knows(list(self.outputs))
 
-    def decode(self, outputs: Mapping[str, Tensor]) -> NDArray[np.int32]:
+    def decode(self, outputs: Mapping[str, Tensor], size: tuple[int, int]) -> NDArray[np.int32]:
         if not self.can_decode:
             raise ModelError(
                 f"there is no recipe from the heads {list(self.outputs)} to instances: give "
@@ -111,12 +126,10 @@ class SmpAdapter(Adapter):
         instances: NDArray[np.int32] = self._decode(outputs, self.outputs)
         return instances
 
-    def prepare(self, image: NDArray[Any]) -> NDArray[Any]:
-        if self.gray != "no":
-            image = to_gray(image, invert=self.gray == "inverted")
+    def normalise(self, image: NDArray[Any], whole: NDArray[Any]) -> NDArray[Any]:
         if self.normalize == "percentile":
-            return normalize_percentile(image)
-        return normalize_standard(image) if self.normalize == "standard" else image
+            return super().normalise(image, whole)
+        return normalize_standard(image, whole) if self.normalize == "standard" else image
 
     def save(self, path: str | Path) -> None:
         """SMP: the folder of `save_pretrained`; TorchScript: its file; else a state dict."""
@@ -133,7 +146,9 @@ class SmpAdapter(Adapter):
         """What `from_pretrained` must know to open the saved folder alike."""
         options: dict[str, Any] = {
             "normalize": self.normalize,
-            "gray": self.gray,
+            "scale": self.input.scale,
+            "gray": self.input.gray,
+            "invert": self.input.invert,
             "embedding": self.embedding,
             "channels": self.channels,
             "size_multiple": self.size_multiple,
@@ -152,7 +167,9 @@ class SmpAdapter(Adapter):
         heads: str | None = None,
         activated: bool | None = None,
         normalize: Literal["percentile", "standard", "none"] | None = None,
-        gray: Literal["no", "yes", "inverted"] | None = None,
+        scale: float | None = None,
+        gray: bool | None = None,
+        invert: bool | None = None,
         embedding: str | None = None,
         channels: int | None = None,
         size_multiple: int | None = None,
@@ -170,7 +187,9 @@ class SmpAdapter(Adapter):
             heads: the network's channels in order, e.g. "foreground,distance".
             activated: the network gives probabilities, not logits.
             normalize: "percentile", "standard" or "none".
-            gray: "no", "yes" or "inverted".
+            scale: rescale the images by this for the network.
+            gray: turn colour into luminance.
+            invert: make dark objects bright.
             embedding: dotted name of the bottleneck module.
             channels: number of channels that the network takes.
             size_multiple: sides that the network takes are multiples of this.
@@ -223,7 +242,10 @@ def _open(path: Path) -> tuple[nn.Module, dict[str, Any]]:
             with redirect_stdout(None):  # it prints where it loads from
                 network = smp.from_pretrained(str(path))
             sidecar = path / SIDECAR
-            return network, json.loads(sidecar.read_text()) if sidecar.exists() else {}
+            options = json.loads(sidecar.read_text()) if sidecar.exists() else {}
+            if options.get("gray") in OLD_GRAY:
+                options["gray"], options["invert"] = OLD_GRAY[options["gray"]]
+            return network, options
         with _torchscript_warnings_off():
             return torch.jit.load(str(path), map_location="cpu"), {}
     except Exception as error:

@@ -1,10 +1,9 @@
 """The adapter for StarDist's 2-D networks."""
 
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +16,12 @@ from selfadapt import (
     D4,
     Adapter,
     ConfigError,
+    Input,
     LazyImage,
     ModelError,
-    as_channels_first,
     is_constant,
-    normalize_percentile,
     predict,
     prepare,
-    to_gray,
 )
 from selfadapt_stardist._files import (
     DEFAULT_THRESHOLDS,
@@ -58,7 +55,8 @@ class StardistAdapter(Adapter):
             objects are twice as large as those that the model knows.
         pmin: percentile of a channel that becomes 0.
         pmax: percentile of a channel that becomes 1.
-        gray: turn colour into luminance: "no", "yes", or "inverted" (dark nuclei become bright).
+        gray: whether colour becomes luminance.
+        invert: whether dark objects are made bright.
 
     >>> from selfadapt_stardist import Architecture
     >>> network = StarDist2D(Architecture(grid=(2, 2), unet_n_filter_base=4))
@@ -85,19 +83,13 @@ class StardistAdapter(Adapter):
         scale: float = 1.0,
         pmin: float = 1.0,
         pmax: float = 99.8,
-        gray: Literal["no", "yes", "inverted"] = "no",
+        gray: bool = False,
+        invert: bool = False,
     ) -> None:
         for name, value in (("prob_thresh", prob_thresh), ("nms_thresh", nms_thresh)):
             if value is not None and not 0 < value < 1:
                 raise ConfigError(f"{name}={value} is not allowed: it must be between 0 and 1.")
-        if not (0 < scale < math.inf):
-            raise ConfigError(f"scale={scale} is not allowed: it must be above 0.")
-        if gray not in ("no", "yes", "inverted"):
-            raise ConfigError(f"gray={gray!r} is not allowed: it must be no, yes or inverted.")
-        if not 0 <= pmin < pmax <= 100:
-            raise ConfigError(
-                f"pmin={pmin}, pmax={pmax} is not allowed: they are percentiles, pmin the smaller."
-            )
+        self.input = Input(scale=scale, invert=invert, gray=gray, low=pmin, high=pmax)
         if port is None:
             opened = _official(model)
             a = opened.network.architecture
@@ -124,7 +116,6 @@ class StardistAdapter(Adapter):
         self.channels = port.channels
         self.prob_thresh = thresholds["prob"] if prob_thresh is None else prob_thresh
         self.nms_thresh = thresholds["nms"] if nms_thresh is None else nms_thresh
-        self.scale, self.pmin, self.pmax, self.gray = scale, pmin, pmax, gray
         self.embedding_module(self.model)
         if (exact := len(self.outputs.symmetries)) < len(D4):
             logger.warning(
@@ -146,26 +137,20 @@ class StardistAdapter(Adapter):
                 f"give embedding=..., one of its layers: {names}."
             ) from None
 
-    def prepare(self, image: NDArray[Any]) -> NDArray[np.float32]:
-        if self.gray != "no":
-            image = to_gray(image, invert=self.gray == "inverted")
-        pixels = normalize_percentile(image, self.pmin, self.pmax)
-        if self.scale != 1:  # as predict_instances does
-            pixels = ndimage.zoom(pixels, (1, self.scale, self.scale), order=1)
-        return np.asarray(pixels, np.float32)
+    def rescale(self, image: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float32]:
+        """As `predict_instances` does."""
+        scale = self.input.scale
+        return np.asarray(ndimage.zoom(image, (1, scale, scale), order=1), np.float32)
 
-    def decode(self, outputs: Mapping[str, Tensor]) -> NDArray[np.int32]:
-        """Instances at the scale of the image, by StarDist's own suppression and polygons.
-
-        The sides are those of the outputs in pixels, up to one cell of the grid more than the
-        image's.
-        """
+    def decode(self, outputs: Mapping[str, Tensor], size: tuple[int, int]) -> NDArray[np.int32]:
+        """Instances at the scale of the image, by StarDist's own suppression and polygons."""
+        scale = self.input.scale
         prob = self.outputs["prob"].values(outputs["prob"])[0].nan_to_num()
         dist = outputs["dist"].nan_to_num().permute(1, 2, 0)
         grid, multiples = self.port.grid, self.multiples
         if self.port.row_first:  # these are StarDist's own rays in the transposed image
             prob, dist = prob.T, dist.transpose(0, 1)
-            grid, multiples = grid[::-1], multiples[::-1]
+            grid, multiples, size = grid[::-1], multiples[::-1], size[::-1]
         sides = [n * g for n, g in zip(prob.shape, grid, strict=True)]
         # the border is that of the padded image, whose padding has been cut off again
         far = [
@@ -181,20 +166,9 @@ class StardistAdapter(Adapter):
             prob_thresh=self.prob_thresh,
         )
         labels: NDArray[np.int32] = polygons_to_label(
-            distances,
-            points / self.scale,
-            shape=sides if self.scale == 1 else [math.ceil((n + 1) / self.scale) for n in sides],
-            prob=scores,
-            scale_dist=(1 / self.scale, 1 / self.scale),
+            distances, points / scale, shape=size, prob=scores, scale_dist=(1 / scale, 1 / scale)
         )
         return np.ascontiguousarray(labels.T if self.port.row_first else labels)
-
-    def segment(self, image: Any, *, channel_axis: int | None = None) -> NDArray[np.int32]:
-        """As `StarDist2D.predict_instances` of the normalised image."""
-        pixels = as_channels_first(image, channel_axis)
-        labels = predict(self, self.model, prepare(self, pixels, "the image")).instances
-        assert labels is not None  # there is a decode
-        return np.ascontiguousarray(labels[: pixels.shape[1], : pixels.shape[2]])
 
     def save(self, path: str | Path) -> None:
         """The folder that StarDist itself opens; of a port, its state dict.
@@ -215,14 +189,14 @@ class StardistAdapter(Adapter):
             return None
         path = path.absolute()
         opened = f"StarDist2D(None, name={path.name!r}, basedir={str(path.parent)!r})"
-        if (self.scale, self.pmin, self.pmax, self.gray) == (1, 1, 99.8, "no"):
+        how = self.input
+        if how == Input(low=1.0, high=99.8):
             return opened
-        normalized = f"normalize(image, {self.pmin:g}, {self.pmax:g}, axis=(0, 1))"
-        scale = "" if self.scale == 1 else f", scale={self.scale:g}"
-        kind = {"no": "", "yes": "  # image: gray", "inverted": "  # image: inverted gray"}[
-            self.gray
-        ]
-        return f"{opened}.predict_instances({normalized}{scale}){kind}"
+        normalized = f"normalize(image, {how.low:g}, {how.high:g}, axis=(0, 1))"
+        scale = "" if how.scale == 1 else f", scale={how.scale:g}"
+        kind = "inverted " * how.invert + "gray" * how.gray
+        comment = f"  # image: {kind.strip()}" if kind else ""
+        return f"{opened}.predict_instances({normalized}{scale}){comment}"
 
     def calibrated(self, images: Sequence[LazyImage]) -> Self:
         """The adapter itself, once the conventions of a port have been checked on a few images.
@@ -241,41 +215,8 @@ class StardistAdapter(Adapter):
         for image in images:
             pixels = image.read()
             if not (image.is_window and is_constant(pixels)):
-                prepared = prepare(self, pixels, str(image))
+                prepared = prepare(self, pixels, str(image), image.whole())
                 yield str(image), predict(self, self.model, prepared).outputs
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls,
-        model: str,
-        *,
-        prob_thresh: float | None = None,
-        nms_thresh: float | None = None,
-        scale: float = 1.0,
-        pmin: float = 1.0,
-        pmax: float = 99.8,
-        gray: Literal["no", "yes", "inverted"] = "no",
-    ) -> Self:
-        """Open a model folder, its zip, or one of StarDist's own models by name.
-
-        Args:
-            model: a folder, a zip, or a name.
-            prob_thresh: objects are where the probability exceeds this (default: the model's).
-            nms_thresh: of two objects that overlap by more, one goes (default: the model's).
-            scale: rescale the images by this for the network.
-            pmin: percentile that becomes 0.
-            pmax: percentile that becomes 1.
-            gray: turn colour into luminance: no, yes or inverted.
-        """
-        return cls(
-            model,
-            prob_thresh=prob_thresh,
-            nms_thresh=nms_thresh,
-            scale=scale,
-            pmin=pmin,
-            pmax=pmax,
-            gray=gray,
-        )
 
 
 def _official(model: str | Path | nn.Module) -> StarDistModel:

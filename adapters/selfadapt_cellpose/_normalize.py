@@ -1,0 +1,28 @@
+"""Cellpose's normalisation of a part of an image, by what is known of the whole."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from cellpose import transforms
+from numpy.typing import NDArray
+
+LOCAL = ("lowhigh", "sharpen_radius", "smooth_radius", "tile_norm_blocksize")
+"""With any of these a pixel depends on its surroundings, or on nothing: parts go by themselves."""
+
+
+def normalize_part(
+    part: NDArray[np.float32], whole: NDArray[np.float32], parameters: Mapping[str, Any]
+) -> NDArray[np.float32]:
+    """`transforms.normalize_img` of `[H, W, C]` with the percentiles of `whole`, `[h, w, C]`."""
+    if any(np.any(parameters.get(name) or 0) for name in LOCAL):
+        normalised: NDArray[np.float32] = transforms.normalize_img(part, **parameters)
+        return normalised
+    percentiles = parameters.get("percentile") or (1.0, 99.0)
+    low, high = np.percentile(whole, percentiles, axis=(0, 1))
+    flat = high - low <= 1e-3  # these become 0, as in `normalize99`
+    scaled = np.where(flat, 0, (part - low) / np.where(flat, 1, high - low))
+    if parameters["invert"]:
+        scaled = 1 - scaled
+    empty = np.ptp(whole, axis=(0, 1)) == 0  # these stay as they are
+    return np.where(empty, part, scaled).astype(np.float32)

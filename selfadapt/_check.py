@@ -1,0 +1,47 @@
+"""Does a network work on these images? Asked before adapting, answered without labels."""
+
+from typing import Any
+
+from selfadapt._adapter import Adapter
+from selfadapt._errors import ConfigError
+from selfadapt._images import open_images
+from selfadapt._judge import Judge
+from selfadapt._look import Look
+from selfadapt._masks import refuse_masks
+from selfadapt._quality import Quality, estimate
+
+
+def estimate_quality(
+    adapter: Adapter, images: Any, *, windows: int = 24, channel_axis: int | None = None
+) -> Quality:
+    """The AP to be expected of a network on images, with an interval, estimated without labels.
+
+    docs/evidence.md shows how far the estimate is off, and where it is blind.
+
+    Args:
+        adapter: the network, and how images go into it.
+        images: any source that `open_images` takes.
+        windows: at most that many windows of the images are segmented, six times each.
+        channel_axis: see `open_images`.
+
+    Raises:
+        SelfAdaptError: the images cannot be used, or the adapter cannot decode instances.
+    """
+    return estimate(look_at(adapter, images, windows=windows, channel_axis=channel_axis))
+
+
+def look_at(
+    adapter: Adapter, images: Any, *, windows: int, channel_axis: int | None = None
+) -> Look:
+    """What the estimate rests on."""
+    if not adapter.can_decode:
+        raise ConfigError(
+            f"{type(adapter).__name__} cannot decode instances, and quality is judged by these: "
+            "override its `decode`."
+        )
+    listed = open_images(images, channel_axis=channel_axis)
+    sources = [window for image in listed for window in image.windows()]
+    refuse_masks(sources)
+    adapter = adapter.calibrated(sources)
+    evenly = sources[:: -(-len(sources) // windows)]
+    return Judge(evenly, windows=windows).look(adapter, adapter.model)

@@ -1,0 +1,144 @@
+"""Flags of the shell's commands: those of every model, and each adapter's own."""
+
+import argparse
+from collections.abc import Sequence
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from selfadapt._adapter import Adapter
+from selfadapt._errors import CheckpointError, ConfigError
+from selfadapt._network import pick_device
+from selfadapt._registry import load_adapter
+from selfadapt._rundir import RunDirectory
+
+ORIGIN = "adapter.json"
+"""In a run folder: which adapter, with which options, opens its model."""
+
+
+def option_names(kind: type[Adapter]) -> list[str]:
+    """The options of an adapter: keyword-only arguments of what opens it."""
+    parameters = _opening(kind).parameters.values()
+    return [p.name for p in parameters if p.kind is Parameter.KEYWORD_ONLY]
+
+
+def _opens_itself(kind: type[Adapter]) -> bool:
+    """Whether it overrides `from_pretrained`; else the class is what takes the options."""
+    ours: Any = Adapter.from_pretrained
+    theirs: Any = kind.from_pretrained
+    return theirs.__func__ is not ours.__func__
+
+
+def _opening(kind: type[Adapter]) -> Signature:
+    return signature(kind.from_pretrained if _opens_itself(kind) else kind)
+
+
+def make_parser(command: str, doc: str | None, **positional: str) -> ArgumentParser:
+    """The parser of a command, with arguments that have no flag."""
+    parser = ArgumentParser(prog=f"selfadapt {command}", description=doc, exit_on_error=False)
+    for name, text in positional.items():
+        parser.add_argument(name, type=str, help=text)
+    return parser
+
+
+def model_parser(
+    command: str, doc: str | None, words: Sequence[str]
+) -> tuple[ArgumentParser, type[Adapter]]:
+    """A parser with --adapter, --model, --images and the adapter's own options as flags."""
+    parser = make_parser(command, doc)
+    add = parser.add_argument
+    add("--config", action="config", help="file with any of these options")
+    add("--adapter", type=str | None, help="a name that `selfadapt adapters` lists")
+    add("--model", type=str, required=True, help="the family's name or file, or a RUN folder")
+    add("--images", type=str, required=True, help="folder, file or zarr")
+    add("--channel_axis", type=int | None, help="where the channels are, if files do not say it")
+    if command != "adapt":  # there it is a setting
+        add("--device", type=str, default="auto", help='a torch device; "auto": CUDA if available')
+    kind, given = _named_adapter(words)
+    if kind is None:
+        if not {"-h", "--help"} & set(words):
+            raise ConfigError("--adapter is missing: give one that `selfadapt adapters` lists.")
+        parser.description = f"{parser.description} Name an --adapter to see its options, too."
+        return parser, Adapter
+    names = option_names(kind)
+    other = {name for name in _opening(kind).parameters if name not in names}
+    if _opens_itself(kind):
+        parser.add_method_arguments(kind, "from_pretrained", skip=other)
+    else:
+        parser.add_class_arguments(kind, skip=other)
+    if unknown := given.keys() - set(names):
+        raise CheckpointError(
+            f"{ORIGIN} of the run has options that the adapter does not know "
+            f"({', '.join(sorted(unknown))}): give RUN/model with --adapter and its options."
+        )
+    parser.set_defaults(given)
+    return parser, kind
+
+
+def _named_adapter(words: Sequence[str]) -> tuple[type[Adapter] | None, dict[str, Any]]:
+    """The adapter that the words, their config file or their RUN folder name.
+
+    And the options with which the model of that RUN folder was opened.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for flag in ("--adapter", "--model", "--config"):
+        early.add_argument(flag)
+    known, _ = early.parse_known_args(words)
+    named = _read_config(known.config) if known.config else {}
+    name, model = known.adapter or named.get("adapter"), known.model or named.get("model")
+    origin = _origin(model) if model else None
+    if origin:
+        if name not in (None, origin["adapter"]):
+            raise ConfigError(f"{model!r} is a run of adapter {origin['adapter']!r}, not {name!r}.")
+        name = origin["adapter"]
+    elif not (name or {"-h", "--help"} & set(words)) and model and not Path(model).exists():
+        raise ConfigError(f"there is no file or folder {model!r}; of a name, give --adapter, too.")
+    return load_adapter(name) if name else None, origin["options"] if origin else {}
+
+
+def _origin(model: str) -> dict[str, Any] | None:
+    """What a RUN folder says of its adapter; None if `model` is no such folder."""
+    directory = RunDirectory(model)
+    if not (directory.path / ORIGIN).exists():
+        if (directory.path / "history.csv").exists():
+            raise CheckpointError(
+                f"{model!r} is a run made from Python: give its model, {str(directory.model)!r}, "
+                "with --adapter and its options."
+            )
+        return None
+    origin = directory.read_json(ORIGIN)
+    if not isinstance(origin.get("adapter"), str) or not isinstance(origin.get("options"), dict):
+        raise CheckpointError(f"{directory.path / ORIGIN} is damaged: no adapter and options.")
+    return origin
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"config file {path!r} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"config file {path!r} must hold 'name: value' lines.")
+    return content
+
+
+def open_model(kind: type[Adapter], options: Namespace) -> tuple[Adapter, dict[str, Any]]:
+    """The adapter, and what `ORIGIN` says of a run with it."""
+    chosen = {name: options[name] for name in option_names(kind) if options[name] is not None}
+    model, directory = options.model, RunDirectory(options.model)
+    if origin := _origin(options.model):
+        if not directory.model.exists():
+            raise CheckpointError(f"run {model!r} is not finished: resume it first (--resume).")
+        model = str(directory.model)
+    try:
+        adapter = kind.from_pretrained(model, **chosen)
+    except TypeError as error:
+        if not origin:
+            raise
+        raise CheckpointError(f"{ORIGIN} of {options.model!r} is damaged: {error}") from None
+    adapter.model.to(pick_device(options.device))
+    name = origin["adapter"] if origin else options.adapter
+    return adapter, {"adapter": name, "options": chosen}

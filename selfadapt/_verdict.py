@@ -1,0 +1,147 @@
+"""One decision over all candidates: pure functions of looks."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selfadapt._look import Look
+from selfadapt._quality import Quality, estimate
+from selfadapt._signals import Counts
+
+Outcome = Literal["improved", "initial kept", "not to be trusted"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """What is asked of a network that is to take the place of the first one.
+
+    The defaults are the safe end of what `benchmarks/judge.py` measured (docs/evidence.md).
+
+    Args:
+        rise: least rise of the stability under other scales, whatever its error.
+        risk: chance of a rise by noise alone that is run, over all candidates of a decision.
+        floor: least stability.
+        fall: by so much the agreement of turned copies may fall.
+        missed: largest FN rate against the first network ...
+        reference: ... if that has at least this stability itself.
+        ratio: number and size of instances change by no more than this factor.
+        fewest: fewer objects cannot be judged.
+    """
+
+    rise: float = 0.02
+    risk: float = 0.05
+    floor: float = 0.6
+    fall: float = 0.01
+    missed: float = 0.15
+    reference: float = 0.5
+    ratio: float = 2.0
+    fewest: int = 10
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `Judge.decide` says.
+
+    Attributes:
+        outcome: one of three words.
+        chosen: index of the look that is kept; None for the first network.
+        reason: why, one sentence.
+        quality: the AP to be expected of what is kept, with an interval.
+    """
+
+    outcome: Outcome
+    chosen: int | None
+    reason: str
+    quality: Quality
+
+
+def decide(first: Look, others: Sequence[Look], asked: Thresholds = Thresholds()) -> Verdict:
+    """See `Judge.decide`."""
+    first_quality = estimate(first)
+    objections = [objection(first, look, asked, len(others)) for look in others]
+    able = [k for k, wrong in enumerate(objections) if wrong is None]
+    # chosen on one half of the places, confirmed on the other: the best of several is flattered
+    able.sort(key=lambda k: -rise(first, others[k], half=0)[0])
+    if able:
+        best = able[0]
+        if rise(first, others[best], half=1)[0] > 0:
+            found = (
+                f"what it finds is more stable under other scales than before "
+                f"({first.stability:.2f} -> {others[best].stability:.2f})"
+            )
+            return Verdict("improved", best, found, estimate(others[best]))
+        objections[best] = "its gain is not there in the other half of the objects"
+    if not first_quality.trusted:
+        sentence = first_quality.verdict.removeprefix("not to be trusted: ").removesuffix(".")
+        return Verdict("not to be trusted", None, sentence, first_quality)
+    told = f": of the last one, {objections[-1]}" if objections else ""
+    return Verdict("initial kept", None, f"no candidate is surely better{told}", first_quality)
+
+
+def objection(first: Look, look: Look, asked: Thresholds, candidates: int = 1) -> str | None:
+    """Why a network must not take the place of the first one; None if nothing speaks against it.
+
+    Args:
+        first: the look at the first network.
+        look: the look at the candidate.
+        asked: all thresholds.
+        candidates: how many there are: the more, the more must be asked of each.
+    """
+    before, now = int(first.count.sum()), int(look.count.sum())
+    if not look.finite:
+        return "it is not finite"
+    if now < asked.fewest:
+        return f"it finds {now} objects, too few to be judged"
+    if not look.stability >= asked.floor:
+        return f"its stability of {look.stability:.2f} is below {asked.floor}"
+    if not estimate(look).trusted:
+        return "it is not to be trusted itself"
+    # where the first network is no reference, its instances are none either
+    if first.stability >= asked.reference:
+        if look.missed > asked.missed:
+            return f"it misses {look.missed:.0%} of the objects found before"
+        if not 1 / asked.ratio <= now / before <= asked.ratio:
+            return f"it finds {now} objects instead of {before}"
+        if not 1 / asked.ratio <= look.size / first.size <= asked.ratio:
+            return f"its objects are {look.size / first.size:.2g} times as large"
+    if look.agreement < first.agreement - asked.fall:
+        return f"flipped and turned copies agree less ({look.agreement:.2f})"
+    gain, error = rise(first, look)
+    needed = max(asked.rise, NormalDist().inv_cdf(1 - asked.risk / candidates) * error)
+    if not gain >= needed:
+        return f"its stability rises by {gain:.3f} where {needed:.3f} is needed"
+    return None
+
+
+def rise(first: Look, look: Look, half: int | None = None) -> tuple[float, float]:
+    """By how much a network is more stable under other scales than the first, and its error.
+
+    Places in which it finds nothing any more, and the first network did, count as disagreement;
+    where that found nothing at all, its stability is 0. The standard error is that of a jackknife
+    over the places, paired: both networks see the same.
+
+    Args:
+        first: the look at the first network.
+        look: the look at the candidate.
+        half: every other place only, from this one on.
+    """
+    before, now = first.scaled[0].copy(), look.scaled[0].copy()
+    lost = (look.count == 0) & (first.count > 0)
+    now[lost, 2] += 2 * first.count[lost]
+    if half is not None:
+        before, now = before[half::2], now[half::2]
+
+    def difference(a: Counts, b: Counts) -> NDArray[np.float64]:
+        after, earlier = (c[..., 0] / np.maximum(c.sum(-1), 1) for c in (b, a))
+        return np.asarray(after - earlier, np.float64)
+
+    total_before, total_now = before.sum(0), now.sum(0)
+    gain = float(difference(total_before, total_now))
+    without = difference(total_before - before, total_now - now)
+    n = len(without)
+    return gain, math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
