@@ -36,9 +36,9 @@ WORST = -0.05
 Array = NDArray[Any]
 
 OPTIONS = [
-    Thresholds(rise=rise, floor=floor, missed=missed)
-    for rise, floor, missed in product(
-        (0.0, 0.01, 0.02, 0.03, 0.05, 0.08), (0.5, 0.6, 0.7), (0.05, 0.1, 0.15, 0.25)
+    Thresholds(risk=risk, missed=missed, ratio=ratio)
+    for risk, missed, ratio in product(
+        (0.02, 0.05, 0.1, 0.15, 0.25, 0.35), (0.15, 0.3, 1.0), (1.25, 1.5, 2.0)
     )
 ]
 
@@ -181,8 +181,8 @@ def choose(these: Sequence[Change], accepted: Callable[[Change, Thresholds], boo
     scores = {o: score(these, [accepted(c, o) for c in these]) for o in OPTIONS}
     safe = [o for o in OPTIONS if scores[o].safe]
     if safe:
-        return max(safe, key=lambda o: (scores[o].help_accepted, scores[o].gain, o.rise))
-    return min(OPTIONS, key=lambda o: (scores[o].harm_accepted, -scores[o].worst, -o.rise))
+        return max(safe, key=lambda o: (scores[o].help_accepted, scores[o].gain, -o.risk))
+    return min(OPTIONS, key=lambda o: (scores[o].harm_accepted, -scores[o].worst, o.risk))
 
 
 # --- tables --------------------------------------------------------------------------------------
@@ -237,6 +237,23 @@ def estimate_table(settings: Sequence[Setting]) -> str:
     return table(head, rows)
 
 
+def anchor_table(settings: Sequence[Setting], path: Path) -> str:
+    """Rank correlation with AP of the estimate and of published ones, where each is defined."""
+    lines = {line["file"].removesuffix(".npz"): line for line in map(json.loads, path.open())}
+    estimates, _ = left_out(settings)
+    ap = np.array([each.ap for each in settings])
+    rows = []
+    for name, key in (("CTE", "cte"), ("CTE, contrast alone", "cte_contrast"), ("CSE", "cse")):
+        values = np.array(
+            [lines.get(s.name, {}).get(key) for s in settings], dtype=float
+        )  # None becomes NaN
+        there = np.isfinite(values)
+        theirs = spearmanr(values[there], ap[there]).statistic
+        ours = spearmanr(estimates[there], ap[there]).statistic
+        rows.append([name, str(there.sum()), f"{theirs:.2f}", f"{ours:.2f}"])
+    return table(["estimate", "settings", "rank correlation", "ours on these"], rows)
+
+
 def decision_table(settings: Sequence[Setting]) -> str:
     these = changes(settings)
     accepted = cache(Change.accepted)
@@ -247,34 +264,35 @@ def decision_table(settings: Sequence[Setting]) -> str:
         asked = choose(others, accepted)
         kept = [accepted(c, asked) for c in here]
         taken |= {c.setting.name: each for c, each in zip(here, kept, strict=True)}
-        told = f"{asked.rise}, {asked.floor}, {asked.missed}"
+        told = f"{asked.risk}, {asked.missed}, {asked.ratio}"
         rows.append([domain, str(len(here)), told, *score(here, kept).cells()])
     total = score(these, [taken[c.setting.name] for c in these]).cells()
     rows.append(["**all, each without its domain**", str(len(these)), "", *total])
     shipped = score(these, [accepted(c, Thresholds()) for c in these]).cells()
     rows.append(["shipped, nothing left out", str(len(these)), "", *shipped])
     head = [
-        "domain", "changes", "rise, floor, missed", "harmful accepted", "worst accepted",
+        "domain", "changes", "risk, missed, ratio", "harmful accepted", "worst accepted",
         "helpful accepted", "gain kept",
     ]  # fmt: skip
     return table(head, rows)
 
 
 def trade_off(settings: Sequence[Setting]) -> str:
-    """The ROC of the decision: harm against help, by the rise that is asked for."""
+    """The ROC of the decision: harm against help, by the risk that is run."""
     these = changes(settings)
     rows = []
-    for least, missed in product((0.0, 0.01, 0.02, 0.03, 0.05, 0.08), (0.15, 1.0)):
-        asked = Thresholds(rise=least, missed=missed)
+    for risk, ratio in product((0.02, 0.05, 0.1, 0.15, 0.25, 0.35, 0.5), (1.5, 4.0)):
+        asked = Thresholds(risk=risk, ratio=ratio)
         cells = score(these, [c.accepted(asked) for c in these]).cells()
-        rows.append([f"{least}", f"{missed}", *cells])
-    head = ["rise", "missed", "harmful accepted", "worst", "helpful accepted", "gain kept"]
+        rows.append([f"{risk}", f"{ratio}", *cells])
+    head = ["risk", "ratio", "harmful accepted", "worst", "helpful accepted", "gain kept"]
     return table(head, rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--looks", type=Path, required=True)
+    parser.add_argument("--anchors", type=Path, help="what anchors.py has written")
     parser.add_argument("--docs", type=Path, help="folder whose evidence.md gets the tables")
     parser.add_argument("--constants", action="store_true")
     args = parser.parse_args()
@@ -284,6 +302,8 @@ def main() -> None:
         "judge-decision": decision_table(settings),
         "judge-trade-off": trade_off(settings),
     }
+    if args.anchors:
+        tables["judge-anchors"] = anchor_table(settings, args.anchors)
     for name, text in tables.items():
         print(f"\n{name}\n{text}")
     if args.docs:

@@ -84,6 +84,7 @@ class EmbeddingDrift(Monitor):
         threshold: paper: 0.5.
         unit_norm: whether embeddings are scaled to unit norm first.
 
+    >>> import torch
     >>> drift = EmbeddingDrift()
     >>> east, north = (Prediction({}, torch.tensor(e), None) for e in ([2.0, 0.0], [0.0, 3.0]))
     >>> drift.update(east, north)

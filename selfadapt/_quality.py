@@ -8,12 +8,12 @@ import numpy as np
 from selfadapt._look import Look
 from selfadapt._signals import pooled
 
-WEIGHTS = (-0.05, 0.0, 0.2, 0.2, 0.2, 0.2)
+WEIGHTS = (0.361, -0.637, 0.174, 0.784, -0.171, 0.296)
 """Of the signals, in their order, by `benchmarks/judge.py` over all its settings."""
-OFFSET = 0.0
-SPREAD = 0.25
+OFFSET = -0.055
+SPREAD = 0.27
 """Nine of ten settings of a domain that was left out have an AP within this of the estimate."""
-TRUSTED = 0.3
+TRUSTED = 0.33
 """Networks with a lower estimate are not to be trusted."""
 
 

@@ -13,6 +13,7 @@ from selfadapt._symmetry import D4, Grid, Symmetry
 class OutputSpec(Mapping[str, Head]):
     """The heads of a network by name, in the order of its channels.
 
+    >>> from selfadapt import Binary, Vector
     >>> spec = OutputSpec(flow=Vector(), cellprob=Binary())
     >>> spec.channels, len(spec.symmetries), list(spec)
     (3, 8, ['flow', 'cellprob'])

@@ -24,7 +24,8 @@ class Thresholds:
 
     Args:
         rise: least rise of the stability under other scales, whatever its error.
-        risk: chance of a rise by noise alone that is run, over all candidates of a decision.
+        risk: of a one-sided test of the rise against its error, divided by the number of
+            candidates; the other demands come on top.
         floor: least stability.
         fall: by so much the agreement of turned copies may fall.
         missed: largest FN rate against the first network ...
@@ -34,12 +35,12 @@ class Thresholds:
     """
 
     rise: float = 0.02
-    risk: float = 0.05
+    risk: float = 0.15
     floor: float = 0.6
-    fall: float = 0.01
-    missed: float = 0.15
+    fall: float = 0.03
+    missed: float = 0.3
     reference: float = 0.5
-    ratio: float = 2.0
+    ratio: float = 1.5
     fewest: int = 10
 
 
@@ -70,9 +71,10 @@ def decide(first: Look, others: Sequence[Look], asked: Thresholds = Thresholds()
     if able:
         best = able[0]
         if rise(first, others[best], half=1)[0] > 0:
+            before = f"{first.stability:.2f}" if first.count.any() else "nothing found"
             found = (
-                f"what it finds is more stable under other scales than before "
-                f"({first.stability:.2f} -> {others[best].stability:.2f})"
+                "what it finds is more stable under other scales than before "
+                f"({before} -> {others[best].stability:.2f})"
             )
             return Verdict("improved", best, found, estimate(others[best]))
         objections[best] = "its gain is not there in the other half of the objects"
