@@ -55,7 +55,8 @@ class Config:
         export: which weights are monitored, kept and returned, the "student"'s or the "teacher"'s.
         validate_every: steps between two looks at the held-out images.
         validation_share: share of the images held back for that where none are given.
-        validation_images: at most that many windows of held-out images are looked at.
+        validation_images: at most that many windows of held-out images are looked at, and three
+            of one image.
         validation_size: side of the windows of held-out images that are looked at, in pixels of
             the prepared image.
         snapshots: about so many looks of the loop keep their weights, evenly spread; the best one

@@ -21,6 +21,9 @@ from selfadapt._quality import estimate
 from selfadapt._signals import middles
 from selfadapt._verdict import Thresholds, Verdict, decide
 
+PER_IMAGE = 3
+"""More windows of one image are not seen: a look would take too long."""
+
 
 @dataclass(frozen=True)
 class Window:
@@ -53,7 +56,7 @@ class Judge:
     Args:
         images: held-out images, any source that `open_images` takes.
         monitors: what to measure beside, or instead of, the paper's two.
-        windows: at most that many are seen, of all images.
+        windows: at most that many are seen, and three of one image.
         side: of a window, in pixels of the network.
         thresholds: what is asked of a network that is to take the place of the first one.
         channel_axis: see `open_images`.
@@ -128,7 +131,7 @@ class Judge:
         if adapter is self._adapter:
             return
         choosing = not self.windows
-        per_image = max(self._most // len(self.sources), 1)
+        per_image = min(max(self._most // len(self.sources), 1), PER_IMAGE)
         pixels: list[Tensor] = []
         for index, source in enumerate(self.sources[: self._most]):
             image = source.read()

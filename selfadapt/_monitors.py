@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 
 import numpy as np
-from numpy.typing import ArrayLike
 from torch.nn import functional
 
 from selfadapt._adapter import Adapter, no_decode
@@ -173,12 +172,3 @@ class FalseNegativeRate(Monitor):
 
     def compute(self) -> float:
         return self._matches.fn_rate
-
-
-def count_instances(labels: ArrayLike) -> int:
-    """Number of instances of a label image; 0 is background.
-
-    >>> count_instances([[1, 1], [1, 1]])
-    1
-    """
-    return int(np.count_nonzero(np.unique(labels)))

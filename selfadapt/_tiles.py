@@ -102,12 +102,6 @@ def pad_far_side(
     return torch.from_numpy(pixels).to(image.device)
 
 
-def centre_crop(image: Tensor, side: int) -> Tensor:
-    """At most `side` x `side` pixels from the middle of `[C, H, W]`."""
-    top, left = (max(size - side, 0) // 2 for size in image.shape[-2:])
-    return image[:, top : top + side, left : left + side]
-
-
 def resize_labels(labels: NDArray[Any], size: tuple[int, int]) -> NDArray[np.int32]:
     """Instances `[H, W]` at another size, each pixel that of its nearest neighbour."""
     if labels.shape != size:

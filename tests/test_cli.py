@@ -136,7 +136,7 @@ def test_the_demo_prints_scores_and_writes_its_report(tmp_path, capsys):
     assert "Verdict  " in out
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "Before   AP 0." in page
-    assert page.count("<img") == 5
+    assert page.count("<img") == 4
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 2
     captured = capsys.readouterr()
     assert "give another folder, --out DIR" in captured.err
