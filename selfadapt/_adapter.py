@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from selfadapt._errors import ConfigError, ModelError
 from selfadapt._images import LazyImage
 from selfadapt._input import Input, prepare
-from selfadapt._normalize import Image, as_channels_first, normalize_percentile, resize_image
+from selfadapt._normalize import (
+    Image,
+    as_channels_first,
+    is_constant,
+    normalize_percentile,
+    resize_image,
+)
 from selfadapt._predict import predict
 from selfadapt._spec import OutputSpec
 from selfadapt._symmetry import Grid
@@ -157,6 +163,8 @@ class Adapter(ABC):
         """
         pixels = as_channels_first(image, channel_axis)
         size = pixels.shape[1], pixels.shape[2]
+        if self.can_decode and is_constant(pixels):  # a black frame: nothing to normalise or find
+            return np.zeros(size, np.int32)
         prepared = prepare(self, pixels, "the image")
         instances = predict(self, self.model, prepared, size).instances
         if instances is None:

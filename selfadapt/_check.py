@@ -3,11 +3,12 @@
 from typing import Any
 
 from selfadapt._adapter import Adapter
-from selfadapt._errors import ConfigError
+from selfadapt._errors import ConfigError, ImageError
 from selfadapt._images import open_images
 from selfadapt._judge import Judge
 from selfadapt._look import Look
 from selfadapt._masks import refuse_masks
+from selfadapt._normalize import is_constant
 from selfadapt._quality import Quality, estimate
 
 
@@ -44,4 +45,7 @@ def look_at(
     refuse_masks(sources)
     adapter = adapter.calibrated(sources)
     evenly = sources[:: -(-len(sources) // windows)]
-    return Judge(evenly, windows=windows).look(adapter, adapter.model)
+    seeing = [source for source in evenly if not is_constant(source.read())]
+    if not seeing:
+        raise ImageError("all images are constant: there is nothing to see in them.")
+    return Judge(seeing, windows=windows).look(adapter, adapter.model)

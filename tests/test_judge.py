@@ -13,6 +13,7 @@ from stardist.data import test_image_nuclei_2d as nuclei_2d
 
 from selfadapt import (
     CheckpointError,
+    ImageError,
     Judge,
     Look,
     Prediction,
@@ -320,6 +321,15 @@ def test_a_good_network_on_its_own_kind_of_images_is_trusted(demo):
     true = match(labels, demo.segment(image))[0].ap
     assert quality.trusted
     assert quality.low <= true <= quality.high
+
+
+def test_black_frames_are_passed_over_by_check_and_empty_in_segment(adapter):
+    black = np.zeros((64, 80), np.uint16)
+    quality = estimate_quality(adapter, [IMAGES[0], black])
+    assert quality == estimate_quality(adapter, [IMAGES[0]])
+    with pytest.raises(ImageError, match="nothing to see"):
+        estimate_quality(adapter, [black])
+    assert not adapter.segment(black).any()
 
 
 @pytest.mark.parametrize("seed", range(3))
