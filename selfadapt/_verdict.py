@@ -26,6 +26,7 @@ class Thresholds:
         rise: least rise of the stability under other scales, whatever its error.
         risk: of a one-sided test of the rise against its error, divided by the number of
             candidates; the other demands come on top.
+        matches: least rise in numbers: instances of copies that match and did not before.
         floor: least stability.
         fall: by so much the agreement of turned copies may fall.
         missed: largest FN rate against the first network ...
@@ -36,6 +37,7 @@ class Thresholds:
 
     rise: float = 0.02
     risk: float = 0.15
+    matches: int = 4
     floor: float = 0.6
     fall: float = 0.03
     missed: float = 0.3
@@ -114,7 +116,11 @@ def objection(first: Look, look: Look, asked: Thresholds, candidates: int = 1) -
     if look.agreement < first.agreement - asked.fall:
         return f"flipped and turned copies agree less ({look.agreement:.2f})"
     gain, error = rise(first, look)
-    needed = max(asked.rise, NormalDist().inv_cdf(1 - asked.risk / candidates) * error)
+    needed = max(
+        asked.rise,
+        asked.matches / int(look.scaled[0].sum()),
+        NormalDist().inv_cdf(1 - asked.risk / candidates) * error,
+    )
     if not gain >= needed:
         return f"its stability rises by {gain:.3f} where {needed:.3f} is needed"
     return None
