@@ -62,7 +62,9 @@ def signals(look: Look) -> list[float]:
 
     Each at an IoU of 0.5 and 0.8, in this order; NaN where nothing was found.
     """
-    kinds = (look.turned, look.scaled, look.faded)
+    # heads that allow no copy are judged by other scales alone
+    turned = look.turned if look.turned.any() else look.scaled
+    kinds = (turned, look.scaled, look.faded)
     return [pooled(counts).ap for kind in kinds for counts in kind]
 
 

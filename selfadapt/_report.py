@@ -45,6 +45,11 @@ def write_report(run: str | Path | RunDirectory, scores: Sequence[str] = ()) -> 
     if not (directory.path / "result.json").exists():
         raise CheckpointError(f"run {str(directory.path)!r} is not finished: resume it first.")
     result = directory.read_json("result.json")
+    if "outcome" not in result:
+        raise CheckpointError(
+            f"run {str(directory.path)!r} was made by an earlier version, which knows no verdict: "
+            "its report cannot be drawn again."
+        )
     curves = _draw_curves(history, int(result["iteration"]), result["thresholds"])
     examples = [
         _draw_example(path, name)

@@ -86,7 +86,12 @@ class RunDirectory:
     def _refuse_other(self, name: str, ours: Mapping[str, Any], remedy: str) -> None:
         theirs = self.read_json(name)
         for key, value in ours.items():
-            if theirs.get(key) != value:
+            if key not in theirs:
+                raise CheckpointError(
+                    f"{str(self.path)!r} holds a run of another version, which knows no {key}: "
+                    "start in a new folder."
+                )
+            if theirs[key] != value:
                 was, now = (_shortened(v) for v in (theirs.get(key), value))
                 raise CheckpointError(
                     f"{str(self.path)!r} holds a run with {key} = {was}, not {now}. {remedy} to "

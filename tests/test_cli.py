@@ -309,3 +309,40 @@ def test_a_large_image_is_segmented_as_one(tmp_path, capsys):
     words = ["--images", str(tmp_path / "images"), "--out", str(tmp_path / "out")]
     assert main(["segment", *DEMO, *words]) == 0
     assert tifffile.imread(tmp_path / "out" / "large 1.tif").shape == (64, 2100)
+
+
+def test_runs_of_before_are_refused_in_a_sentence(run, folder, tmp_path, capsys):
+    old = tmp_path / "old"
+    shutil.copytree(run, old)
+    result = json.loads((old / "result.json").read_text())
+    del result["outcome"]
+    (old / "result.json").write_text(json.dumps(result))
+    assert main(["report", str(old)]) == 2
+    assert "made by an earlier version" in capsys.readouterr().err
+    settings = json.loads((old / "config.json").read_text())
+    del settings["snapshots"]
+    (old / "config.json").write_text(json.dumps(settings))
+    words = ["--images", str(folder / "images"), "--out", str(old), "--resume", *QUICK]
+    assert main(["adapt", *DEMO, *words]) == 2
+    assert "another version, which knows no snapshots" in capsys.readouterr().err
+    origin = {"adapter": "smp", "options": {"gray": "inverted"}}
+    (old / "adapter.json").write_text(json.dumps(origin))
+    out = str(tmp_path / "labels")
+    assert main(["segment", "--model", str(old), "--images", words[1], "--out", out]) == 2
+    assert "gray=True, invert=True" in capsys.readouterr().err
+
+
+def test_check_prints_an_estimate_and_a_verdict(folder, tmp_path, capsys):
+    images, file = str(folder / "images"), tmp_path / "quality.json"
+    code = main(["check", *DEMO, "--images", images, "--windows", "2", "--json", str(file)])
+    written = json.loads(file.read_text())
+    assert code == (0 if written["trusted"] else 3)
+    assert set(written) == {"ap50", "low", "high", "trusted"}
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].startswith("Quality: expected AP at an IoU of 0.5")
+    assert lines[-1].startswith("Verdict: ")
+    noise = tmp_path / "noise"
+    noise.mkdir()
+    tifffile.imwrite(noise / "a.tif", np.random.default_rng(0).normal(100, 10, (256, 256)))
+    assert main(["check", *DEMO, "--images", str(noise)]) == 3
+    assert "Verdict: not to be trusted" in capsys.readouterr().out

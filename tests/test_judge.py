@@ -235,6 +235,15 @@ def test_a_first_network_that_finds_nothing_may_be_replaced_by_one_that_can_be_t
     assert verdict.outcome == "improved"
 
 
+def test_heads_that_allow_no_copy_are_judged_by_other_scales():
+    windows = [Views(v.plain, [], v.scaled, v.faded) for v in STEADY]
+    alone = look_of(*windows)
+    assert math.isnan(alone.agreement)
+    assert estimate(alone).trusted
+    first = look_of(*[Views(v.plain, [], v.scaled, v.faded) for v in SHAKY])
+    assert decide(first, [alone]).outcome == "improved"
+
+
 @pytest.mark.parametrize("windows", [1, 4, 12])
 def test_a_change_that_is_none_is_not_accepted(windows):
     """One object in fifty is stable or not by another throw of the same coin."""
