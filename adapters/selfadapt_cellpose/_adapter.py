@@ -264,12 +264,12 @@ class CellposeAdapter(Adapter):
         if register:
             check_free(path.name)
         write_weights(self.model, path, self._shapes)
-        print(f"Open it with {opening_line(path, self.model, self._template.nbase)}")
+        print(f"Open it with {opening_line(path, self.model, self._template)}")
         if register:
             register_in_gui(path)
 
     def usage(self, path: Path) -> str:
-        opening = opening_line(path, self.model, self._template.nbase)
+        opening = opening_line(path, self.model, self._template)
         if not opening.startswith("CellposeModel("):
             return opening
         # a file of version 3 knows its diameter

@@ -44,12 +44,12 @@ def open_network(model: str | Path | CellposeModel) -> tuple[Any, CellposeModel,
     return net, template, has_diameter
 
 
-def opening_line(path: Path, net: nn.Module, widths: list[int]) -> str:
+def opening_line(path: Path, net: nn.Module, template: CellposeModel) -> str:
     """The line of Python that opens a saved network."""
     file = repr(str(path.absolute()))
     if is_transformer(net):
         return f"CellposeModel(pretrained_model={file}, use_bfloat16=False)"
-    if widths[1:] == CPNET_WIDTHS:
+    if template.nbase[1:] == CPNET_WIDTHS:
         channels = "" if net.nchan == 2 else f", nchan={net.nchan}"
         return f"CellposeModel(pretrained_model={file}{channels})"
     return f"CellposeAdapter({file}): Cellpose itself knows the widths {CPNET_WIDTHS} only"
