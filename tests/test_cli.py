@@ -227,7 +227,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, words, message)
     ("change", "message"),
     [
         (lambda run: (run / "checkpoint.pt").write_bytes(b"garbage"), "damaged"),
-        (lambda run: (run / "config.json").write_text("{}"), "holds a run with"),
+        (lambda run: (run / "config.json").write_text("{}"), "holds a run of another version"),
     ],
 )
 def test_resuming_a_damaged_run_is_a_mistake(run, folder, tmp_path, capsys, change, message):
