@@ -70,8 +70,12 @@ def match(
     >>> match([[1, 1, 0, 2]], [[5, 5, 0, 0]])
     [Matches(tp=1, fp=0, fn=1)]
     """
-    iou = _iou_matrix(_labels(reference), _labels(predicted))
-    return [_match_at(iou, threshold) for threshold in ious]
+    overlaps = _overlaps(reference, predicted)
+    matches = []
+    for threshold in ious:
+        tp = len(overlaps.pairs(threshold)[0])
+        matches.append(Matches(tp, overlaps.columns - tp, overlaps.rows - tp))
+    return matches
 
 
 def matched(
@@ -82,11 +86,28 @@ def matched(
     >>> [each.tolist() for each in matched([[1, 1, 0, 2]], [[5, 5, 0, 0]])]
     [[True, False], [True]]
     """
-    overlap = _iou_matrix(_labels(reference), _labels(predicted))
-    rows, columns = _pairs_at(overlap, iou)
-    found = tuple(np.zeros(count, bool) for count in overlap.shape)
-    found[0][rows], found[1][columns] = True, True
-    return found[0], found[1]
+    overlaps = _overlaps(reference, predicted)
+    rows, columns = overlaps.pairs(iou)
+    found, valid = np.zeros(overlaps.rows, bool), np.zeros(overlaps.columns, bool)
+    found[rows], valid[columns] = True, True
+    return found, valid
+
+
+def ranked(labels: NDArray[Any]) -> tuple[NDArray[np.intp], int]:
+    """Labels as 1, 2, ... in their order, 0 staying background, and how many there are.
+
+    >>> ranked(np.array([[0, 7, 7, 3]]))
+    (array([[0, 2, 2, 1]]), 2)
+    """
+    top = int(labels.max(initial=0))
+    if top <= labels.size:  # a table: many times as fast as sorting
+        present = np.zeros(top + 1, bool)
+        present[labels.astype(np.intp).ravel()] = True
+        present[0] = True
+        table = present.cumsum() - 1
+        return table[labels.astype(np.intp)], int(table[-1])
+    values, inverse = np.unique(np.append(labels.ravel(), 0), return_inverse=True)
+    return inverse[:-1].reshape(labels.shape), len(values) - 1
 
 
 def _labels(array: ArrayLike) -> NDArray[Any]:
@@ -99,35 +120,55 @@ def _labels(array: ArrayLike) -> NDArray[Any]:
     return labels
 
 
-def _iou_matrix(reference: NDArray[Any], predicted: NDArray[Any]) -> NDArray[np.float64]:
-    if reference.shape != predicted.shape:
+@dataclass(frozen=True)
+class _Overlaps:
+    """The IoU of every two instances that touch, as a sparse matrix."""
+
+    row: NDArray[np.intp]
+    column: NDArray[np.intp]
+    iou: NDArray[np.float64]
+    rows: int
+    columns: int
+
+    def pairs(self, threshold: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Rows and columns of the pairs that match, one to one."""
+        near = self.iou >= threshold
+        row, column, iou = self.row[near], self.column[near], self.iou[near]
+        rows, r = np.unique(row, return_inverse=True)
+        columns, c = np.unique(column, return_inverse=True)
+        if len(rows) == len(row) == len(columns):  # above an IoU of 0.5 it is never otherwise
+            return row, column
+        # a match outweighs any sum of IoUs, so the number of matches comes first
+        score = np.zeros((len(rows), len(columns)))
+        score[r, c] = 1 + iou / (2 * min(score.shape))
+        r, c = linear_sum_assignment(score, maximize=True)
+        paired = score[r, c] > 0
+        return rows[r[paired]], columns[c[paired]]
+
+
+def _overlaps(reference: ArrayLike, predicted: ArrayLike) -> _Overlaps:
+    first, other = _labels(reference), _labels(predicted)
+    if first.shape != other.shape:
         raise ImageError(
-            f"label images of {reference.shape} and {predicted.shape} cannot be compared: both "
-            "must have the size of the image."
+            f"label images of {first.shape} and {other.shape} cannot be compared: both must have "
+            "the size of the image."
         )
-    rows, row = np.unique(np.append(reference.ravel(), 0), return_inverse=True)
-    columns, column = np.unique(np.append(predicted.ravel(), 0), return_inverse=True)
-    counts = np.bincount(row * len(columns) + column, minlength=len(rows) * len(columns))
-    overlap = counts.reshape(len(rows), len(columns)).astype(float)
-    union = overlap.sum(1, keepdims=True) + overlap.sum(0, keepdims=True) - overlap
-    union[0, 0] = max(union[0, 0], 1.0)
-    iou: NDArray[np.float64] = (overlap / union)[1:, 1:]  # row and column 0 are background
-    return iou
+    (first, rows), (other, columns) = ranked(first), ranked(other)
+    codes, overlap = _counted(first.ravel() * (columns + 1) + other.ravel())
+    row, column = codes // (columns + 1), codes % (columns + 1)
+    areas = [
+        np.bincount(labels.ravel(), minlength=count + 1)
+        for labels, count in ((first, rows), (other, columns))
+    ]
+    iou = overlap / (areas[0][row] + areas[1][column] - overlap)
+    both = (row > 0) & (column > 0)  # row and column 0 are background
+    return _Overlaps(row[both] - 1, column[both] - 1, iou[both], rows, columns)
 
 
-def _match_at(iou: NDArray[np.float64], threshold: float) -> Matches:
-    n_reference, n_predicted = iou.shape
-    tp = len(_pairs_at(iou, threshold)[0])
-    return Matches(tp, n_predicted - tp, n_reference - tp)
-
-
-def _pairs_at(iou: NDArray[np.float64], threshold: float) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Rows and columns of the pairs that match."""
-    if not iou.size:
-        return np.empty(0, int), np.empty(0, int)
-    matches = iou >= threshold
-    # a match outweighs any sum of IoUs, so the number of matches comes first
-    score = matches + iou / (2 * min(iou.shape))
-    rows, columns = linear_sum_assignment(score, maximize=True)
-    paired = matches[rows, columns]
-    return rows[paired], columns[paired]
+def _counted(codes: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The codes that occur, and how often."""
+    if codes.max(initial=0) <= 8 * codes.size:
+        counts = np.bincount(codes)
+        occurring = np.flatnonzero(counts)
+        return occurring, counts[occurring]
+    return np.unique(codes, return_counts=True)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from selfadapt._matching import Matches, matched
+from selfadapt._matching import Matches, matched, ranked
 from selfadapt._predict import Labels
 
 PLACES = 4
@@ -21,7 +21,7 @@ Counts = NDArray[np.int64]
 def middles(labels: Labels) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean row and mean column of each instance of `[H, W]`, in the order of labels."""
     rows, columns = np.nonzero(labels)
-    which = np.unique(labels[rows, columns], return_inverse=True)[1]
+    which = ranked(labels)[0][rows, columns] - 1
     size = np.bincount(which)
     return np.bincount(which, rows) / size, np.bincount(which, columns) / size
 
@@ -69,5 +69,5 @@ def pooled(counts: Counts) -> Matches:
 
 def sizes(labels: Labels) -> NDArray[np.int64]:
     """Area of each instance in pixels, in the order of labels."""
-    areas: NDArray[np.int64] = np.unique(labels[labels > 0], return_counts=True)[1]
+    areas: NDArray[np.int64] = np.bincount(ranked(labels)[0].ravel())[1:]
     return areas
