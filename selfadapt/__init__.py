@@ -4,6 +4,7 @@ from selfadapt._adapt import AdaptationResult as AdaptationResult
 from selfadapt._adapt import adapt as adapt
 from selfadapt._adapter import Adapter as Adapter
 from selfadapt._batch_norm import adabn as adabn
+from selfadapt._calibrate import calibrate as calibrate
 from selfadapt._check import estimate_quality as estimate_quality
 from selfadapt._config import Config as Config
 from selfadapt._crops import Crops as Crops
@@ -25,6 +26,7 @@ from selfadapt._heads import Vector as Vector
 from selfadapt._images import LazyImage as LazyImage
 from selfadapt._images import open_images as open_images
 from selfadapt._input import Input as Input
+from selfadapt._input import check_settled as check_settled
 from selfadapt._input import prepare as prepare
 from selfadapt._judge import Judge as Judge
 from selfadapt._look import Look as Look

@@ -5,7 +5,7 @@ import tempfile
 import weakref
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ import tifffile
 import torch
 
 from selfadapt._adapter import Adapter
+from selfadapt._calibrate import FOUND, go_on, search
 from selfadapt._config import Config
 from selfadapt._crops import Crops, hold_out
 from selfadapt._errors import ConfigError
@@ -25,7 +26,7 @@ from selfadapt._portfolio import Portfolio
 from selfadapt._predict import predict
 from selfadapt._quality import Quality
 from selfadapt._run import SelfAdaptation, Stop
-from selfadapt._rundir import Row, RunDirectory
+from selfadapt._rundir import CALIBRATION, INPUT, Row, RunDirectory
 from selfadapt._verdict import Outcome
 
 EXAMPLES = 4
@@ -39,10 +40,12 @@ class AdaptationResult:
     Attributes:
         adapter: the given adapter around the network that was kept.
         outcome: "improved", "initial kept" or "not to be trusted".
-        candidate: what was kept: "initial", "statistics-50", "statistics-100" or "loop".
-        iteration: the snapshot of the loop that is in it; 0 before the first step.
+        candidate: what was kept: "initial", "statistics-50", "statistics-100", the name of a loop
+            (`Config.candidates`), "teacher", or one of these with "+tta".
+        iteration: steps of the loop that it has behind it; 0 before the first step.
         reason: why, one sentence.
         quality: the AP to be expected of it, with an interval, estimated without labels.
+        input: how images go in, as it was found; None where the user has said it.
         history: one row of figures per logged iteration.
         directory: the run on disk.
     """
@@ -53,12 +56,13 @@ class AdaptationResult:
     iteration: int
     reason: str
     quality: Quality
+    input: str | None
     history: list[Row] = field(repr=False)
     directory: RunDirectory
 
     @property
     def snapshots(self) -> list[int | str]:
-        """What can be selected: iterations of the loop, 0 being the initial network, and names."""
+        """What can be selected: iterations of the default loop (0: initial network), and names."""
         return self.directory.snapshots()
 
     def select(self, at: int | str | Monitor) -> Adapter:
@@ -87,6 +91,7 @@ def adapt(
     validation: Any = None,
     config: Config | None = None,
     stop: Stop | Literal["auto"] | None = "auto",
+    calibrate: bool = True,
     output_dir: str | Path | RunDirectory | None = None,
     resume: bool = False,
     channel_axis: int | None = None,
@@ -109,6 +114,8 @@ def adapt(
             instances, is `EmbeddingDrift()`). The paper's `EmbeddingDrift(threshold)` and
             `FalseNegativeRate(threshold)`, any callable `stop(run, info) -> bool` that is asked at
             each validation point, or None for all iterations decide instead of it.
+        calibrate: whether scale, polarity and channels are first found in the images, as
+            `selfadapt.calibrate` does, where the adapter's user has not said them.
         output_dir: keeps config, history, checkpoint, snapshots, examples and the model.
         resume: go on with the run in `output_dir` (or start it, if there is none).
         channel_axis: see `open_images`.
@@ -140,7 +147,10 @@ def adapt(
     else:
         held_out = _windows_of(validation, channel_axis)[: config.validation_images]
         refuse_masks(held_out)
-    adapter = adapter.calibrated(sources)
+    adapter.check(sources)
+    calibration = _calibration(adapter, sources, directory, calibrate, progress=progress)
+    if calibration is not None:
+        adapter = go_on(adapter, calibration["chosen"]["input"])
     crops = Crops(adapter, sources, config)
     crops.check()
     run = SelfAdaptation(adapter, config)
@@ -158,23 +168,46 @@ def adapt(
         "measured": [monitor.measure for monitor in judge.monitors],
     }
     directory.start(config, data)
+    if calibration is not None:
+        directory.write_json(CALIBRATION, calibration)
     ending = portfolio.go(progress=progress)
     adapted = _with_snapshot(adapter, directory, ending.kept.snapshot, run.device)
+    if ending.kept.tta:
+        adapted = adapted.with_input(replace(adapted.input, tta=True))
     if output_dir is not None:
         shown = _export(adapter.with_model(run.initial), adapted, judge, directory)
         thresholds = {stop.name: stop.threshold} if isinstance(stop, Monitor) else {}
         told = {"thresholds": thresholds, "examples": shown}
+        directory.write_json(INPUT, adapted.input.to_dict())
         directory.write_json("result.json", ending.to_dict() | told)
     return AdaptationResult(
         adapted,
         ending.outcome,
-        ending.kept.candidate,
+        ending.kept.name,
         ending.kept.iteration,
         ending.reason,
         ending.quality,
+        None if calibration is None else str(calibration["words"]),
         portfolio.history,
         directory,
     )
+
+
+def _calibration(
+    adapter: Adapter,
+    sources: Sequence[LazyImage],
+    directory: RunDirectory,
+    wanted: bool,
+    *,
+    progress: bool,
+) -> dict[str, Any] | None:
+    """What was found of how images go in, now or when the run began; None where it is said."""
+    if (directory.path / CALIBRATION).exists():
+        return directory.read_json(CALIBRATION)
+    open_to_us = adapter.can_decode and adapter.adjustable & FOUND
+    if adapter.auto or (wanted and open_to_us):
+        return search(adapter, sources, progress=progress).to_dict()
+    return None
 
 
 def _open_directory(output_dir: str | Path | RunDirectory | None) -> RunDirectory:

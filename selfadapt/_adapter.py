@@ -4,7 +4,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -42,8 +42,14 @@ class Adapter(ABC):
     """The heads of the network."""
     input: Input = Input()
     """How images go in: scale, polarity, channels, range of the normalisation."""
-    adjustable: frozenset[str] = frozenset({"scale", "invert", "channels", "gray", "low", "high"})
+    adjustable: frozenset[str] = frozenset(
+        {"scale", "invert", "channels", "gray", "low", "high", "tta"}
+    )
     """The fields of `input` that `with_input` may change."""
+    settled: frozenset[str] = frozenset()
+    """The fields of `input` that were said or found: `calibrate` leaves them as they are."""
+    auto: frozenset[str] = frozenset()
+    """The fields of `input` that `calibrate` must find before the adapter can be used."""
     channels: int | None = None
     """Number of channels that the network takes; None for any."""
     size_multiple: int | Grid = 1
@@ -137,21 +143,32 @@ class Adapter(ABC):
         whole = image if whole is None else whole
         return self.input.apply(image, whole, self.normalise, self.rescale)
 
+    def say(self, **fields: Any) -> None:
+        """Take fields of `input` from options: a value, "auto", or None where nothing was said.
+
+        For the `__init__` of a subclass: `self.say(scale=scale, invert=invert)`.
+        """
+        given = {k: v for k, v in fields.items() if v is not None and not _is_auto(v)}
+        self.input = replace(self.input, **given)
+        self.settled |= given.keys()
+        self.auto |= {k for k, v in fields.items() if _is_auto(v)}
+
     def with_input(self, input: Input) -> Self:
-        """This adapter with images going in in another way.
+        """This adapter with images going in in another way; what differs is settled by that.
 
         Raises:
             ConfigError: the family cannot vary one of the fields that differ.
         """
         wanted, ours = asdict(input), asdict(self.input)
-        for name in ours:
-            if wanted[name] != ours[name] and name not in self.adjustable:
-                raise ConfigError(
-                    f"{type(self).__name__} cannot take images with {name} = {wanted[name]}: it "
-                    f"varies {', '.join(sorted(self.adjustable)) or 'nothing'}."
-                )
+        changed = {name for name in ours if wanted[name] != ours[name]}
+        for name in changed - self.adjustable:
+            raise ConfigError(
+                f"{type(self).__name__} cannot take images with {name} = {wanted[name]}: it "
+                f"varies {', '.join(sorted(self.adjustable)) or 'nothing'}."
+            )
         adapter = copy.copy(self)
         adapter.input = input
+        adapter.settled, adapter.auto = self.settled | changed, self.auto - changed
         return adapter
 
     def segment(self, image: Any, *, channel_axis: int | None = None) -> NDArray[np.int32]:
@@ -175,16 +192,19 @@ class Adapter(ABC):
         """Write the model as its family's tools load it. Default: a plain state dict."""
         torch.save(self.model.state_dict(), path)
 
+    def input_options(self) -> dict[str, Any]:
+        """Scale and polarity in the words of the adapter's own options."""
+        return {"scale": round(self.input.scale, 4), "invert": self.input.invert}
+
     def usage(self, path: Path) -> str | None:
         """How the family's own tools open what `save(path)` has written; the shell prints it."""
         return None
 
-    def calibrated(self, images: Sequence[LazyImage]) -> Self:
-        """This adapter with what it left open (a scale, say) settled by the target images.
+    def check(self, images: Sequence[LazyImage]) -> None:  # noqa: B027
+        """Raise where the network cannot be what the adapter says it is, judged by the images.
 
-        `adapt` and the shell call it once, before any work. Default: the adapter itself.
+        `adapt` and the shell call it once, before any work. Default: nothing is checked.
         """
-        return self
 
     @classmethod
     def from_pretrained(cls, model: Any, **options: Any) -> Self:
@@ -204,6 +224,10 @@ class Adapter(ABC):
         adapter = copy.copy(self)
         adapter.model = model
         return adapter
+
+
+def _is_auto(value: Any) -> bool:
+    return isinstance(value, str) and value == "auto"
 
 
 def no_decode(adapter: Adapter) -> ModelError:

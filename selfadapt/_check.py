@@ -3,6 +3,7 @@
 from typing import Any
 
 from selfadapt._adapter import Adapter
+from selfadapt._calibrate import calibrate
 from selfadapt._errors import ConfigError, ImageError
 from selfadapt._images import open_images
 from selfadapt._judge import Judge
@@ -43,7 +44,9 @@ def look_at(
     listed = open_images(images, channel_axis=channel_axis)
     sources = [window for image in listed for window in image.windows()]
     refuse_masks(sources)
-    adapter = adapter.calibrated(sources)
+    adapter.check(sources)
+    if adapter.auto:
+        adapter = calibrate(adapter, sources)
     evenly = sources[:: -(-len(sources) // windows)]
     seeing = [source for source in evenly if not is_constant(source.read())]
     if not seeing:

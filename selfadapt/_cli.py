@@ -1,4 +1,4 @@
-"""The shell: selfadapt demo | adapt | segment | evaluate | check | report | adapters."""
+"""The shell: selfadapt demo | adapt | segment | evaluate | check | calibrate | report | ..."""
 
 import argparse
 import json
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from selfadapt._adapt import adapt
 from selfadapt._adapter import Adapter
+from selfadapt._calibrate import search
 from selfadapt._check import estimate_quality
 from selfadapt._config import Config
 from selfadapt._demo import run_demo
@@ -25,7 +26,7 @@ from selfadapt._images import LazyImage, open_images
 from selfadapt._masks import refuse_masks
 from selfadapt._matching import Matches, match
 from selfadapt._monitors import EmbeddingDrift, FalseNegativeRate, Monitor
-from selfadapt._options import ORIGIN, make_parser, model_parser, open_model
+from selfadapt._options import ORIGIN, make_parser, model_parser, open_model, option_names
 from selfadapt._registry import adapters
 from selfadapt._report import write_report
 from selfadapt._rundir import RunDirectory, write_file
@@ -88,6 +89,7 @@ def _adapt(words: Sequence[str]) -> bool:
     add("--stop", type=names, default="auto", help="who decides (auto: the judge, if it can)")
     add("--tau", type=float | None, help="threshold of embedding (0.5) or fn (0.05)")
     add("--resume", action="store_true", help="go on with RUN, or start it")
+    add("--calibrate", type=bool, default=True, help="find scale and polarity where not said")
     parser.add_class_arguments(Config)
     options = parser.parse_args(words)
     adapter, origin = open_model(kind, options)
@@ -104,7 +106,10 @@ def _adapt(words: Sequence[str]) -> bool:
         output_dir=directory,
         resume=options.resume,
         channel_axis=options.channel_axis,
+        calibrate=options.calibrate,
     )
+    if result.input:
+        print(f"Input:   {result.input}")
     print(f"Model:   {directory.model}")
     if usage := result.adapter.usage(directory.model):
         print(f"Use it:  {usage}")
@@ -145,7 +150,7 @@ def _segment(words: Sequence[str]) -> None:
     taken = next((file for file in files if file.exists()), None)
     if taken is not None:
         raise ImageError(f"{str(taken)!r} exists already: give a new folder.")
-    adapter = open_model(kind, options)[0].calibrated(sources)
+    adapter = _ready(kind, options, sources)
     out.mkdir(parents=True, exist_ok=True)
     for source, file in zip(tqdm(sources, unit="image", leave=False), files, strict=True):
         labels = _segment_source(adapter, source)
@@ -154,6 +159,17 @@ def _segment(words: Sequence[str]) -> None:
         tifffile.imwrite(partial, kept, compression="zlib")
         os.replace(partial, file)
     print(f"{len(files)} label image(s) in {out}")
+
+
+def _ready(kind: type[Adapter], options: Any, sources: Sequence[LazyImage]) -> Adapter:
+    """The adapter, with what is "auto" found in the images."""
+    adapter = open_model(kind, options)[0]
+    adapter.check(sources)
+    if not adapter.auto:
+        return adapter
+    calibration = search(adapter, sources)
+    print(f"Input:   {calibration}", file=sys.stderr)
+    return calibration.adapter
 
 
 def _segment_source(adapter: Adapter, source: LazyImage) -> Any:
@@ -189,7 +205,7 @@ def _evaluate(words: Sequence[str]) -> None:
     _check_json(options.json)
     if missing:
         raise ImageError(f"no mask in {options.masks!r} for {missing[0]} ({len(missing)} missing).")
-    adapter = open_model(kind, options)[0].calibrated(sources)
+    adapter = _ready(kind, options, sources)
     per_image = []
     for source in tqdm(sources, unit="image", leave=False):
         mask = masks[source.stem].read()
@@ -248,6 +264,32 @@ def _check(words: Sequence[str]) -> bool:
     return quality.trusted
 
 
+def _calibrate(words: Sequence[str]) -> bool:
+    """Find the scale and the polarity that suit a model and images, without labels."""
+    parser, kind = model_parser("calibrate", _calibrate.__doc__, words)
+    parser.add_argument("--json", type=str | None, help="file for all that was tried")
+    options = parser.parse_args(words)
+    _check_json(options.json)
+    sources = open_images(options.images, channel_axis=options.channel_axis)
+    adapter = open_model(kind, options)[0]
+    adapter.check(sources)
+    calibration = search(adapter, sources)
+    if options.json:
+        text = json.dumps(calibration.to_dict(), indent=2)
+        write_file(Path(options.json), f"{text}\n".encode())
+    print(f"Input:   {calibration}")
+    if calibration.found:
+        names = option_names(kind)
+        told = calibration.adapter.input_options().items()
+        flags = [f"--{name} {str(value).lower()}" for name, value in told if name in names]
+        if flags:
+            print(f"Options: {' '.join(flags)}")
+    quality = estimate_quality(calibration.adapter, sources)
+    print(f"Quality: expected AP at an IoU of 0.5, without labels, {quality}")
+    print(f"Verdict: {quality.verdict}")
+    return quality.trusted
+
+
 def _check_json(path: str | None) -> None:
     if path and not Path(path).absolute().parent.is_dir():
         raise ConfigError(f"there is no folder for --json {path!r}.")
@@ -272,6 +314,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], bool | None]] = {
     "segment": _segment,
     "evaluate": _evaluate,
     "check": _check,
+    "calibrate": _calibrate,
     "report": _report,
     "adapters": _adapters,
 }

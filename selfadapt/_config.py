@@ -8,6 +8,12 @@ from typing import Any, Literal
 
 from selfadapt._errors import ConfigError
 
+DEFAULT = "default"
+LOOPS = (DEFAULT, "batch", "gentle", "bold")
+"""Ways to run the method."""
+AFTER = ("teacher", "tta")
+"""Candidates that come of the best one of these."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -61,6 +67,14 @@ class Config:
             the prepared image.
         snapshots: about so many looks of the loop keep their weights, evenly spread; the best one
             always does.
+        candidates: what may become the result, beside the initial network and, with
+            `batch_norm="auto"`, other statistics: "auto" for all of the following, or some of
+            them, separated by commas. Loops, the less promising half of which ends at a quarter
+            and at half of the iterations: "default" (the settings as they are), "batch"
+            (`batch_norm="batch"`), "gentle" and "bold" (a quarter and four times the learning
+            rate). At the end: "teacher", and "tta" (the mean over flips and turns of what was
+            best; segmenting then takes up to eight times as long). Where another criterion than
+            the judge stops a run, there is "default" alone.
         seed: seed of crops, views, augmentation, dropout and the hold-out.
         device: a torch device, or "auto" for CUDA where it is available, else the CPU.
         precision: "float32" or "bfloat16" (autocast; weights stay float32).
@@ -104,9 +118,17 @@ class Config:
     validation_images: int = 12
     validation_size: int = 256
     snapshots: int = 20
+    candidates: str = "auto"
     seed: int = 0
     device: str = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """Names of the candidates."""
+        if self.candidates == "auto":
+            return LOOPS + AFTER
+        return tuple(name.strip() for name in self.candidates.split(","))
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
@@ -122,6 +144,8 @@ class Config:
             self._require(name, getattr(self, name) >= 0, "0 or more")
         for name in _SHARES:
             self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        unknown = set(self.chosen) - {*LOOPS, *AFTER}
+        self._require("candidates", not unknown, f'"auto", or some of {", ".join(LOOPS + AFTER)}')
         for name, choices in _CHOICES.items():
             self._require(name, getattr(self, name) in choices, " or ".join(map(repr, choices)))
         self._require("accumulate", self.accumulate <= self.batch_size, "at most batch_size")

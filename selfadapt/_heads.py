@@ -67,6 +67,10 @@ class Head(ABC):
     def values(self, raw: Tensor) -> Tensor:
         """Turn raw network output `[..., C, H, W]` into what may be averaged over views."""
 
+    def raw(self, values: Tensor) -> Tensor:
+        """Back from `values` to what the network gives, so that a mean can be decoded."""
+        return values
+
     @abstractmethod
     def pseudo_label(self, votes: Tensor, targets: str) -> Tensor:
         """Merge the votes of all views `[V, B, C, H, W]` into one label `[B, C, H, W]`.
@@ -138,6 +142,9 @@ class Binary(Classification):
     def values(self, raw: Tensor) -> Tensor:
         return raw.sigmoid() if self.logits else raw
 
+    def raw(self, values: Tensor) -> Tensor:
+        return values.logit(1e-6) if self.logits else values
+
     def pseudo_label(self, votes: Tensor, targets: str) -> Tensor:
         mean = votes.mean(0)
         return (mean > 0.5).to(mean.dtype) if targets == "hard" else mean
@@ -161,6 +168,9 @@ class Categorical(Classification):
 
     def values(self, raw: Tensor) -> Tensor:
         return raw.softmax(-3) if self.logits else raw
+
+    def raw(self, values: Tensor) -> Tensor:
+        return values.clamp(min=1e-6).log() if self.logits else values
 
     def pseudo_label(self, votes: Tensor, targets: str) -> Tensor:
         mean = votes.mean(0)

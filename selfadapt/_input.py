@@ -1,9 +1,9 @@
 """How an image goes into a network: scale, polarity, channels, normalisation. And the way there."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ class Input:
         high: percentile of a channel of the whole image that becomes 1.
         scale: pixels of the network per pixel of the image, above 0; 0.5 where objects are twice
             as large as those that the network knows.
+        tta: whether flipped and turned copies go in, too, and the mean of all is taken (test-time
+            augmentation): up to eight times the work.
 
     Raises:
         ConfigError: a value is out of range.
@@ -34,6 +36,7 @@ class Input:
     """
 
     scale: float = 1.0
+    tta: bool = False
     invert: bool = False
     channels: tuple[int, ...] | None = None
     gray: bool = False
@@ -41,14 +44,15 @@ class Input:
     high: float = 99.0
 
     def __post_init__(self) -> None:
-        if not (0 < self.scale < math.inf):
-            raise ConfigError(f"scale={self.scale} is not allowed: it must be above 0.")
+        number = isinstance(self.scale, int | float) and not isinstance(self.scale, bool)
+        if not (number and 0 < self.scale < math.inf):
+            raise ConfigError(f"scale={self.scale!r} is not allowed: it must be above 0.")
         if not 0 <= self.low < self.high <= 100:
             raise ConfigError(
                 f"percentiles {self.low:g} and {self.high:g} are not allowed: they lie between 0 "
                 "and 100, the lower one first."
             )
-        for name in ("invert", "gray"):
+        for name in ("invert", "gray", "tta"):
             if not isinstance(value := getattr(self, name), bool):
                 raise ConfigError(
                     f"{name}={value!r} is not allowed: it must be True or False (gray='inverted' "
@@ -61,6 +65,24 @@ class Input:
             raise ConfigError(
                 f"channels={chosen!r} is not allowed: give indices such as (0, 2), or None."
             )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a file."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """From `to_dict`, once it was in a file.
+
+        Raises:
+            ConfigError: it is damaged, or of another version.
+        """
+        channels = data.get("channels")
+        try:
+            chosen = None if channels is None else tuple(channels)
+            return cls(**{**data, "channels": chosen})
+        except TypeError as error:
+            raise ConfigError(f"{dict(data)} does not say how images go in: {error}.") from None
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width for the network of an image of that size."""
@@ -102,8 +124,18 @@ class Preparing(Protocol):
     """What `prepare` asks of an adapter."""
 
     channels: int | None
+    auto: frozenset[str]
 
     def prepare(self, image: Image, whole: Image | None = None) -> Image: ...
+
+
+def check_settled(adapter: Preparing) -> None:
+    """Raise ConfigError where it is still to be found how images go in."""
+    if adapter.auto:
+        raise ConfigError(
+            f"{' and '.join(sorted(adapter.auto))} must be found in the images first: take what "
+            "selfadapt.calibrate(adapter, images) returns, or say it."
+        )
 
 
 def check_image(image: Image, name: str) -> None:
@@ -125,9 +157,11 @@ def prepare(adapter: Preparing, image: Image, name: str, whole: Image | None = N
             normalised as `segment` will normalise the whole image.
 
     Raises:
+        ConfigError: the adapter's scale or polarity is "auto", and was not found yet.
         ImageError: the image is constant or not finite, or has another number of channels than
             the network takes.
     """
+    check_settled(adapter)
     if image.ndim != 3:
         raise ImageError(
             f"{name} has shape {image.shape}, not [C, H, W]: give image[None] for one channel."

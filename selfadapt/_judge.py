@@ -19,7 +19,7 @@ from selfadapt._normalize import checksum
 from selfadapt._predict import Labels, predict
 from selfadapt._quality import estimate
 from selfadapt._signals import middles
-from selfadapt._verdict import Thresholds, Verdict, decide
+from selfadapt._verdict import Thresholds, Verdict, decide, order
 
 PER_IMAGE = 3
 """More windows of one image are not seen: a look would take too long."""
@@ -161,6 +161,10 @@ class Judge:
         is independent of that speaks against it: `objection` names all that is asked.
         """
         return decide(first, others, self.thresholds)
+
+    def order(self, first: Look, others: Sequence[Look]) -> list[int]:
+        """Indices of the others, the most promising first: which runs go on, none being kept."""
+        return order(first, others, self.thresholds)
 
     def trusts(self, look: Look) -> bool:
         """Whether anything speaks for what a network finds."""

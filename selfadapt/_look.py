@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from selfadapt._adapter import Adapter
 from selfadapt._errors import CheckpointError
-from selfadapt._predict import Labels, Prediction, evaluating, predict
+from selfadapt._predict import Labels, Prediction, evaluating, predict, raw_outputs
 from selfadapt._signals import Counts, agreement, instances, pooled, sizes
 from selfadapt._symmetry import D4, Symmetry
 from selfadapt._tiles import resize_labels
@@ -64,13 +64,14 @@ def views(adapter: Adapter, model: nn.Module, image: Tensor, size: tuple[int, in
         return Views(plain, (), (), ())
 
     def found(pixels: Tensor, scaled: Sequence[int]) -> Labels:
-        outputs = adapter.forward_tiled(model, pixels.contiguous())
+        outputs = raw_outputs(adapter, model, pixels.contiguous())
         height, width = scaled
         return resize_labels(adapter.decode(outputs, (height, width)), (height, width))
 
     turned, other = [], []
     with evaluating(model):
-        for g in copies(adapter.outputs.symmetries):
+        # under TTA they would be the same copies once more
+        for g in () if adapter.input.tta else copies(adapter.outputs.symmetries):
             labels = found(g.move(image), size[::-1] if g.transposes else size)
             turned.append(g.inverse.move(torch.from_numpy(labels)).contiguous().numpy())
         for factor in (1 / STEP, STEP):

@@ -4,11 +4,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
+from typing import Any
 
 import numpy as np
 from torch.nn import functional
 
 from selfadapt._adapter import Adapter, no_decode
+from selfadapt._config import DEFAULT
 from selfadapt._errors import ConfigError
 from selfadapt._matching import Matches, match
 from selfadapt._predict import Prediction
@@ -41,9 +43,10 @@ class Monitor(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(threshold={self.threshold})"
 
-    def sees(self, row: Mapping[str, float]) -> bool:
-        """Whether a row of a history is a look of the loop with a number of this monitor."""
-        return "statistics" not in row and math.isfinite(row.get(self.name, math.nan))
+    def sees(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row of a history has a number of this monitor, and is of the default loop."""
+        ours = row.get("candidate", DEFAULT) in ("initial", DEFAULT)
+        return ours and math.isfinite(row.get(self.name, math.nan))
 
     def __call__(self, run: object, info: Mapping[str, float]) -> bool:
         return info.get(self.name, math.nan) > self.threshold

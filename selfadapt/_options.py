@@ -10,10 +10,11 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from selfadapt._adapter import Adapter
+from selfadapt._calibrate import go_on
 from selfadapt._errors import CheckpointError, ConfigError
 from selfadapt._network import pick_device
 from selfadapt._registry import load_adapter
-from selfadapt._rundir import RunDirectory
+from selfadapt._rundir import INPUT, RunDirectory
 
 ORIGIN = "adapter.json"
 """In a run folder: which adapter, with which options, opens its model."""
@@ -139,6 +140,8 @@ def open_model(kind: type[Adapter], options: Namespace) -> tuple[Adapter, dict[s
         if not origin:
             raise
         raise CheckpointError(f"{ORIGIN} of {options.model!r} is damaged: {error}") from None
+    if (directory.path / INPUT).exists():
+        adapter = go_on(adapter, directory.read_json(INPUT))
     adapter.model.to(pick_device(options.device))
     name = origin["adapter"] if origin else options.adapter
     return adapter, {"adapter": name, "options": chosen}

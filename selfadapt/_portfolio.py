@@ -2,21 +2,25 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal, Self
 
 from torch import nn
 from tqdm import tqdm
 
-from selfadapt._candidates import Candidate, initial, loop, statistics
+from selfadapt._candidates import STATISTICS, Candidate, initial, loop, loops, statistics
+from selfadapt._config import DEFAULT
 from selfadapt._crops import Crops
 from selfadapt._errors import CheckpointError
 from selfadapt._judge import Judge
 from selfadapt._look import Look
 from selfadapt._monitors import Monitor
+from selfadapt._network import copy_network
 from selfadapt._quality import Quality, estimate
 from selfadapt._run import SelfAdaptation, Stop
 from selfadapt._rundir import Row, RunDirectory
+from selfadapt._schedule import halved, rungs, spare
 from selfadapt._verdict import Outcome, Verdict
 
 LOG_EVERY = 10
@@ -31,7 +35,13 @@ class Seen:
     candidate: str
     iteration: int
     snapshot: int | str
+    tta: bool
     look: Look
+
+    @property
+    def name(self) -> str:
+        """What the history and the report call it."""
+        return f"{self.candidate}+tta" if self.tta else self.candidate
 
     def to_dict(self) -> dict[str, Any]:
         """For a file."""
@@ -56,11 +66,14 @@ class Ending:
         """For `result.json`; what is not a number becomes null."""
         return {
             "outcome": self.outcome,
-            "candidate": self.kept.candidate,
+            "candidate": self.kept.name,
             "iteration": self.kept.iteration,
             "reason": self.reason,
             "quality": self.quality.to_dict(),
         }
+
+
+_SHOWN = ("loss", "kept", "d_emb", "agreement")
 
 
 class Portfolio:
@@ -86,6 +99,10 @@ class Portfolio:
         self.stop = stop
         self.history: list[Row] = []
         self.seen: list[Seen] = []
+        self.broken: dict[str, str] = {}
+        self._ways = {DEFAULT: run.config}
+        if stop == "auto":
+            self._ways = loops(run.config, run.initial)
 
     def first_look(self) -> None:
         """Look at the initial network; bad held-out images show here, before anything is written.
@@ -96,148 +113,214 @@ class Portfolio:
         self._look(initial(self.run))
 
     def go(self, *, progress: bool) -> Ending:
-        """Begin, or go on from the checkpoint, to the end."""
-        state = self.directory.load_checkpoint()
-        if state is None:
-            self.directory.save_snapshot(0, self.run.initial)
-            self._start()
-            self._save()
+        """Begin, or go on where it was, to the end."""
+        if self.directory.begun:
+            self._go_on()
         else:
-            self._go_on(state)
-            if ending := self._ending(self.history[-1]):
-                return ending
-        return self._train(progress=progress)
+            self.directory.save_snapshot(0, self.run.initial)
+            self._statistics()
+            self._save()
+            self.directory.begin()
+        names = list(self._ways)
+        ends = rungs(self.run.config, len(names))
+        stages = list(pairwise([0, *ends]))
+        steps = [
+            (end - before) * n for (before, end), n in zip(stages, halved(len(names)), strict=False)
+        ]
+        with tqdm(total=sum(steps), disable=not progress, unit="it", leave=False) as bar:
+            for before, end in stages:
+                for name in names:
+                    if ending := self._advance(name, before, end, bar):
+                        return ending
+                names = self._promising([name for name in names if name not in self.broken], end)
+        return self._finish(names)
 
-    def _start(self) -> None:
-        """Batch-norm statistics of the images: candidates, and maybe where the loop starts."""
+    def _statistics(self) -> None:
+        """Batch-norm statistics of the images: candidates, and maybe where the loops start."""
         policy = self.run.config.batch_norm
         if policy not in ("auto", "target") or (policy == "auto" and self.stop != "auto"):
             return
-        networks: dict[int | str, nn.Module] = {}
         for candidate in statistics(self.run, self.crops):
             seen = self._look(candidate)
-            networks[seen.snapshot] = candidate.network
             self.directory.save_snapshot(seen.snapshot, candidate.network)
-        if not networks:
-            return
-        kept = "statistics-100" if policy == "target" else self._decide()[1].snapshot
-        if kept in networks:
-            self.run.start_from(networks[kept])
 
-    def _train(self, *, progress: bool) -> Ending:
+    def _start(self) -> Seen:
+        """What the loops start from: the best before the first step."""
+        known = ("initial", *STATISTICS)
+        before = [each for each in self.seen if each.candidate in known and not each.tta]
+        if self.run.config.batch_norm == "target":
+            return before[-1]
+        return self._decide(before)[1]
+
+    def _open(self, name: str) -> SelfAdaptation:
+        """The run of a way to adapt, as far as it has come."""
+        state = self.directory.load_checkpoint(name)
+        run = self.run
+        if name != DEFAULT:
+            run = SelfAdaptation(run.adapter, self._ways[name])
+        if state is not None:
+            if run.iteration == 0:  # else it has been here, in this process
+                run.load_state_dict(state)
+        elif (start := self._start()).snapshot != 0:
+            run.start_from(self._network(start))
+        return run
+
+    def _network(self, seen: Seen) -> nn.Module:
+        """What was looked at."""
+        model = copy_network(self.run.initial, self.run.device)
+        model.load_state_dict(self.directory.load_snapshot(seen.snapshot))
+        return model
+
+    def _advance(self, name: str, before: int, end: int, bar: Any) -> Ending | None:
+        """Train in one way up to an iteration; an ending if a criterion stops it."""
+        run = self._open(name)
+        self._forget(name, run.iteration)
+        bar.update(max(min(run.iteration, end) - before, 0))
+        if last := self._last(name):
+            if ending := self._ending(name, run, last):
+                return ending
+            if name in self.broken:
+                return None
+        shown: Row = {}
+        for info, candidate in loop(name, run, self.crops, end):
+            bar.update()
+            if candidate is None and run.iteration % LOG_EVERY:
+                continue
+            row: Row = {"iteration": run.iteration, "candidate": name}
+            row |= {key: float(value) for key, value in info.items()}
+            if candidate is not None and math.isfinite(row["loss"]):
+                row |= self._look(candidate, record=False).look.row(self.seen[0].look)
+            self.history.append(row)
+            shown |= {key: row[key] for key in _SHOWN if key in row}
+            bar.set_postfix({key: f"{value:.3g}" for key, value in shown.items()})
+            if candidate is None:
+                continue
+            if math.isfinite(row["loss"]) and self.seen[-1].look.finite:  # safe to go back to
+                self.directory.save_snapshot(candidate.snapshot, candidate.network)
+                self._prune(name)
+            self._save()
+            self.directory.save_checkpoint(name, run.state_dict())
+            if ending := self._ending(name, run, row):
+                return ending
+            if name in self.broken:
+                break
+        return None
+
+    def _promising(self, names: list[str], end: int) -> list[str]:
+        """The better half of the ways that have come to an iteration."""
+        last = [self._last_look(name, end) for name in names]
+        order = self.judge.order(self.seen[0].look, [each.look for each in last])
+        return [names[k] for k in sorted(order[: -(-len(names) // 2)])]
+
+    def _finish(self, names: Sequence[str]) -> Ending:
+        """What comes after the loops, and the judge's word on everything."""
+        if self.stop != "auto":
+            at = self.run.config.iterations
+            return self._keep(at, f"all {at} iterations are done and no criterion tripped")
         config = self.run.config
-        bar = tqdm(
-            total=config.iterations,
-            initial=self.run.iteration,
-            disable=not progress,
-            unit="it",
-            leave=False,
-        )
-        with bar:
-            shown: Row = {}
-            for info, candidate in loop(self.run, self.crops):
-                bar.update()
-                if candidate is None and self.run.iteration % LOG_EVERY:
-                    continue
-                row = {"iteration": self.run.iteration, **{k: float(v) for k, v in info.items()}}
-                if candidate is not None and math.isfinite(row["loss"]):
-                    row |= self._look(candidate, record=False).look.row(self.seen[0].look)
-                self.history.append(row)
-                shown |= {name: row[name] for name in _SHOWN if name in row}
-                bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()})
-                if candidate is None:
-                    continue
-                if math.isfinite(row["loss"]) and self.seen[-1].look.finite:  # safe to go back to
-                    self.directory.save_snapshot(candidate.iteration, candidate.network)
-                    self._prune()
-                self._save()
-                self.directory.save_checkpoint(self.run.state_dict())
-                if ending := self._ending(row):
-                    return ending
-        raise AssertionError("the last iteration always gives an ending")
+        missing = all(each.candidate != "teacher" for each in self.seen)
+        if names and missing and "teacher" in config.chosen and config.export == "student":
+            run = self._open(names[0])
+            self.directory.save_snapshot("teacher", run.teacher)
+            self._look(Candidate("teacher", run.iteration, run.teacher))
+            self._save()
+        verdict, kept = self._decide(self.seen)
+        averages = self.run.adapter.input.tta or any(each.tta for each in self.seen)
+        if "tta" in config.chosen and not averages and verdict.outcome != "not to be trusted":
+            self._look(Candidate(kept.candidate, kept.iteration, self._network(kept), tta=True))
+            self._save()
+            verdict, kept = self._decide(self.seen)
+        failed = "".join(f"{name}: {why}; " for name, why in self.broken.items())
+        return Ending(verdict.outcome, kept, failed + verdict.reason, verdict.quality)
 
     def _look(self, candidate: Candidate, *, record: bool = True) -> Seen:
-        look = self.judge.look(self.run.adapter, candidate.network)
-        seen = Seen(candidate.name, candidate.iteration, candidate.snapshot, look)
+        adapter = self.run.adapter
+        if candidate.tta:
+            adapter = adapter.with_input(replace(adapter.input, tta=True))
+        look = self.judge.look(adapter, candidate.network)
+        seen = Seen(candidate.name, candidate.iteration, candidate.snapshot, candidate.tta, look)
         self.seen.append(seen)
-        if record:  # before the first step
-            row: Row = {"iteration": 0, **look.row(self.seen[0].look)}
-            if candidate.name != "initial":
-                row["statistics"] = float(candidate.name.rpartition("-")[2]) / 100
-            self.history.append(row)
+        if record:  # no step was made for it
+            row: Row = {"iteration": candidate.iteration, "candidate": seen.name}
+            self.history.append(row | look.row(self.seen[0].look))
         return seen
 
     def _save(self) -> None:
         self.directory.write_history(self.history)
         self.directory.write_json(LOOKS, {"looks": [each.to_dict() for each in self.seen]})
 
-    def _go_on(self, state: dict[str, Any]) -> None:
-        self.run.load_state_dict(state)
-        at = self.run.iteration
-        history = [row for row in self.directory.read_history() if row["iteration"] <= at]
-        if not history or history[-1]["iteration"] != at:
-            raise CheckpointError(
-                f"{self.directory.path / 'history.csv'} does not reach the checkpoint at iteration "
-                f"{at}: start in a new folder."
-            )
+    def _go_on(self) -> None:
         try:
-            seen = [Seen.from_dict(each) for each in self.directory.read_json(LOOKS)["looks"]]
+            looks = [Seen.from_dict(each) for each in self.directory.read_json(LOOKS)["looks"]]
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{self.directory.path / LOOKS} is damaged ({error}): start in a new folder."
             ) from None
-        self.history, self.seen = history, [each for each in seen if each.iteration <= at]
+        self.history, self.seen = self.directory.read_history(), looks
 
-    def _prune(self) -> None:
+    def _forget(self, name: str, at: int) -> None:
+        """What was seen after the checkpoint of a run that was killed, and will be seen again."""
+        if (last := self._last(name)) and int(last["iteration"]) == at:
+            return
+        if at and not any(r["candidate"] == name and r["iteration"] == at for r in self.history):
+            raise CheckpointError(
+                f"{self.directory.path / 'history.csv'} does not reach the checkpoint of "
+                f"{name!r} at iteration {at}: start in a new folder."
+            )
+        self.history = [r for r in self.history if r["candidate"] != name or r["iteration"] <= at]
+        self.seen = [s for s in self.seen if s.candidate != name or s.iteration <= at]
+
+    def _last(self, name: str) -> Row | None:
+        """The last row of a way to adapt."""
+        return next((row for row in reversed(self.history) if row["candidate"] == name), None)
+
+    def _last_look(self, name: str, end: int) -> Seen:
+        looks = [s for s in self.seen if s.candidate == name and s.iteration <= end and not s.tta]
+        return looks[-1]
+
+    def _prune(self, name: str) -> None:
         """Keep to `config.snapshots` weights: evenly spread ones, the last two and the best."""
-        looked = [each.iteration for each in self.seen if each.candidate == "loop"]
+        looked = [each.iteration for each in self.seen if each.candidate == name]
         needed = {0, *looked[-2:]}
         if self.stop == "auto":
-            needed.add(self._decide()[1].iteration)
+            needed.add(self._decide(self.seen)[1].iteration)
         for iteration in spare(looked, needed, self.run.config.snapshots):
-            self.directory.remove_snapshot(iteration)
+            self.directory.remove_snapshot(Candidate(name, iteration, self.run.initial).snapshot)
 
-    def _decide(self) -> tuple[Verdict, Seen]:
-        """The judge's word on all that is still there to be kept."""
+    def _decide(self, seen: Sequence[Seen]) -> tuple[Verdict, Seen]:
+        """The judge's word on all of these that are still there to be kept."""
         there = set(self.directory.snapshots())
-        first, *others = [s for s in self.seen if s.candidate == "initial" or s.snapshot in there]
+        first, *others = [s for s in seen if s.candidate == "initial" or s.snapshot in there]
         verdict = self.judge.decide(first.look, [each.look for each in others])
         return verdict, first if verdict.chosen is None else others[verdict.chosen]
 
-    def _ending(self, now: Row) -> Ending | None:
-        """What the newest look means; None: go on."""
-        config, at = self.run.config, int(now["iteration"])
-        if broken := self._broken(now):
-            return self._verdict(broken) if self.stop == "auto" else self._keep(0, broken)
-        if self.stop not in ("auto", None) and callable(self.stop) and self.stop(self.run, now):
-            earlier = max((s.iteration for s in self.seen if s.iteration < at), default=0)
-            name = "stop"
-            if isinstance(self.stop, Monitor):
-                name = f"{self.stop!r} at {now[self.stop.name]:.3f}"
-            return self._keep(earlier, f"{name} tripped at iteration {at}")
-        if at < config.iterations:
+    def _ending(self, name: str, run: SelfAdaptation, now: Row) -> Ending | None:
+        """What the newest row means where another criterion than the judge decides, or it broke."""
+        at = int(now["iteration"])
+        if broken := self._broken(name, now):
+            if self.stop != "auto":
+                return self._keep(0, f"{broken} after iteration {at}")
+            self.broken[name] = f"{broken} after iteration {at}"
             return None
-        if self.stop == "auto":
-            return self._verdict()
-        return self._keep(at, f"all {at} iterations are done and no criterion tripped")
+        if self.stop in ("auto", None) or not callable(self.stop) or not self.stop(run, now):
+            return None
+        earlier = max((s.iteration for s in self.seen if s.iteration < at), default=0)
+        told = "stop"
+        if isinstance(self.stop, Monitor):
+            told = f"{self.stop!r} at {now[self.stop.name]:.3f}"
+        return self._keep(earlier, f"{told} tripped at iteration {at}")
 
-    def _broken(self, now: Row) -> str | None:
+    def _broken(self, name: str, now: Row) -> str | None:
         """Why a run cannot go on, if it cannot."""
-        last = self.seen[-1]
-        finite = math.isfinite(now["loss"]) and last.look.finite
-        if not finite:
+        looks = [each.look for each in self.seen if each.candidate == name]
+        if not math.isfinite(now["loss"]) or (looks and not looks[-1].finite):
             return "loss, weights or predictions are not finite any more"
-        for name in self.run.adapter.outputs:
-            if now[f"kept_{name}"] == 0:
-                return f"the masks keep no pixel of head {name!r} any more"
+        for head in self.run.adapter.outputs:
+            if now[f"kept_{head}"] == 0:
+                return f"the masks keep no pixel of head {head!r} any more"
         if now.get("instances") == 0:
             return "no instance is left"
         return None
-
-    def _verdict(self, broken: str = "") -> Ending:
-        verdict, kept = self._decide()
-        reason = f"{broken} after iteration {self.run.iteration}; " * bool(broken) + verdict.reason
-        return Ending(verdict.outcome, kept, reason, verdict.quality)
 
     def _keep(self, iteration: int, reason: str) -> Ending:
         """What another criterion keeps; the judge still says if it can be trusted."""
@@ -247,20 +330,3 @@ class Portfolio:
         if self.run.adapter.can_decode and not self.judge.trusts(kept.look):
             outcome = "not to be trusted"
         return Ending(outcome, kept, f"{reason}; {what} are kept", estimate(kept.look))
-
-
-_SHOWN = ("loss", "kept", "d_emb", "agreement")
-
-
-def spare(looked: Sequence[int], needed: set[int], most: int) -> list[int]:
-    """Iterations whose weights can go so that about `most` remain, evenly spread.
-
-    It depends on the iterations alone, so that a resumed run keeps the same.
-
-    >>> spare([10, 20, 30, 40, 50], {0, 40, 50}, 3)
-    [10, 30]
-    """
-    step = 1
-    while len(looked) // step > most:
-        step *= 2
-    return [it for k, it in enumerate(looked, 1) if k % step and it not in needed]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from selfadapt._errors import OutputError
+from selfadapt._input import Input
+from selfadapt._spec import OutputSpec
 from selfadapt._tiles import resize_labels
+from selfadapt._views import mean_outputs
 
 Labels = NDArray[np.int32]
 
@@ -19,8 +22,16 @@ Labels = NDArray[np.int32]
 class Predicting(Protocol):
     """What `predict` asks of an adapter."""
 
+    outputs: OutputSpec
+
+    @property
+    def padding(self) -> Literal["symmetric", "reflect"]: ...
+
     @property
     def can_decode(self) -> bool: ...
+
+    @property
+    def input(self) -> Input: ...
 
     def forward_tiled(self, model: nn.Module, image: Tensor) -> dict[str, Tensor]: ...
 
@@ -57,12 +68,21 @@ def predict(
     """
     image = image.to(next(model.parameters()).device)
     with evaluating(model), _pooled_bottlenecks(adapter.embedding_module(model)) as pooled:
-        outputs = adapter.forward_tiled(model, image)
+        outputs = raw_outputs(adapter, model, image)
     embedding = torch.cat(pooled).mean(0) if pooled else None
     if not adapter.can_decode:
         return Prediction(outputs, embedding, None)
     size = size or (image.shape[1], image.shape[2])
     return Prediction(outputs, embedding, resize_labels(adapter.decode(outputs, size), size))
+
+
+def raw_outputs(adapter: Predicting, model: nn.Module, image: Tensor) -> dict[str, Tensor]:
+    """Outputs of one prepared image in the network's own terms; as `Input.tta` says, their mean."""
+    if not adapter.input.tta:
+        return adapter.forward_tiled(model, image)
+    return mean_outputs(
+        lambda copy: adapter.forward_tiled(model, copy), image, adapter.outputs, adapter.padding
+    )
 
 
 @contextmanager

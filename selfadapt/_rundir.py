@@ -17,7 +17,11 @@ from torch import Tensor, nn
 from selfadapt._config import Config
 from selfadapt._errors import CheckpointError, first_line
 
-Row = dict[str, float]
+Row = dict[str, Any]
+"""Figures of one iteration of one candidate: "iteration", "candidate" and numbers."""
+CALIBRATION = "calibration.json"
+CHECKPOINTS = "checkpoints"
+INPUT = "input.json"
 
 
 class RunDirectory:
@@ -28,11 +32,13 @@ class RunDirectory:
         notes: text files by name that are written when the run starts.
 
     config.json      the settings
+    calibration.json how images go in, and what was tried
     data.json        names and checksums of the images, training and held out
     history.csv      one row per iteration that was logged
     looks.json       what the judge has seen of each candidate
-    checkpoint.pt    everything to go on from the last validation point
+    checkpoints/     everything to go on from the last validation point of each loop
     snapshots/       the exported network's weights at each validation point (safetensors)
+    input.json       how images go into the result
     examples/        held-out images with instances before and after (TIFF)
     model            the result, in the model's native format
     result.json      where the run stopped and why
@@ -130,12 +136,19 @@ class RunDirectory:
             return []
         try:
             with path.open(newline="") as file:
-                return [
-                    {name: float(value) for name, value in row.items() if value}
+                rows = [
+                    {
+                        name: value if name == "candidate" else float(value)
+                        for name, value in row.items()
+                        if value
+                    }
                     for row in csv.DictReader(file)
                 ]
         except (ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path} is damaged: {error}") from None
+        if not all({"iteration", "candidate"} <= row.keys() for row in rows):
+            raise CheckpointError(f"{path} is damaged: a row names no iteration or candidate.")
+        return rows
 
     def write_history(self, rows: list[Row]) -> None:
         """Write all rows; the columns are the union of theirs."""
@@ -146,15 +159,25 @@ class RunDirectory:
         writer.writerows({**row, "iteration": int(row["iteration"])} for row in rows)
         self._write("history.csv", text.getvalue().encode())
 
-    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Replace the checkpoint."""
-        partial = self.path / "checkpoint.pt.partial"
-        torch.save(dict(state), partial)
-        os.replace(partial, self.path / "checkpoint.pt")
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to go on from."""
+        return (self.path / CHECKPOINTS).is_dir()
 
-    def load_checkpoint(self) -> dict[str, Any] | None:
-        """The checkpoint, or None before the first validation point."""
-        path = self.path / "checkpoint.pt"
+    def begin(self) -> None:
+        """From here on there is."""
+        (self.path / CHECKPOINTS).mkdir()
+
+    def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint of a loop."""
+        target = self.path / CHECKPOINTS / f"{name}.pt"
+        partial = target.with_suffix(".partial")
+        torch.save(dict(state), partial)
+        os.replace(partial, target)
+
+    def load_checkpoint(self, name: str) -> dict[str, Any] | None:
+        """The checkpoint of a loop, or None before its first validation point."""
+        path = self.path / CHECKPOINTS / f"{name}.pt"
         if not path.exists():
             return None
         try:

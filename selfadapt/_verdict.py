@@ -96,6 +96,21 @@ def objection(first: Look, look: Look, asked: Thresholds, candidates: int = 1) -
         asked: all thresholds.
         candidates: how many there are: the more, the more must be asked of each.
     """
+    if wrong := veto(first, look, asked):
+        return wrong
+    gain, error = rise(first, look)
+    needed = max(
+        asked.rise,
+        asked.matches / int(look.scaled[0].sum()),
+        NormalDist().inv_cdf(1 - asked.risk / candidates) * error,
+    )
+    if not gain >= needed:
+        return f"its stability rises by {gain:.3f} where {needed:.3f} is needed"
+    return None
+
+
+def veto(first: Look, look: Look, asked: Thresholds) -> str | None:
+    """What speaks against a network, whatever its stability has gained."""
     before, now = int(first.count.sum()), int(look.count.sum())
     if not look.finite:
         return "it is not finite"
@@ -115,15 +130,16 @@ def objection(first: Look, look: Look, asked: Thresholds, candidates: int = 1) -
             return f"its objects are {look.size / first.size:.2g} times as large"
     if look.agreement < first.agreement - asked.fall:
         return f"flipped and turned copies agree less ({look.agreement:.2f})"
-    gain, error = rise(first, look)
-    needed = max(
-        asked.rise,
-        asked.matches / int(look.scaled[0].sum()),
-        NormalDist().inv_cdf(1 - asked.risk / candidates) * error,
-    )
-    if not gain >= needed:
-        return f"its stability rises by {gain:.3f} where {needed:.3f} is needed"
     return None
+
+
+def order(first: Look, others: Sequence[Look], asked: Thresholds = Thresholds()) -> list[int]:
+    """The most promising first: nothing speaks against it, and its stability rises most."""
+
+    def key(k: int) -> tuple[bool, float]:
+        return veto(first, others[k], asked) is not None, -rise(first, others[k])[0]
+
+    return sorted(range(len(others)), key=key)
 
 
 def rise(first: Look, look: Look, half: int | None = None) -> tuple[float, float]:
@@ -138,6 +154,8 @@ def rise(first: Look, look: Look, half: int | None = None) -> tuple[float, float
         look: the look at the candidate.
         half: every other place only, from this one on.
     """
+    if not len(look.count):  # the adapter cannot decode: nothing is known
+        return 0.0, math.inf
     before, now = first.scaled[0].copy(), look.scaled[0].copy()
     lost = (look.count == 0) & (first.count > 0)
     now[lost, 2] += 2 * first.count[lost]

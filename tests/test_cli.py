@@ -19,7 +19,7 @@ from selfadapt_smp import SmpAdapter
 
 QUICK = [
     "--iterations", "4", "--batch_size", "2", "--crop", "64", "--views", "2",
-    "--validate_every", "2", "--device", "cpu",
+    "--validate_every", "2", "--device", "cpu", "--candidates", "default", "--calibrate", "false",
 ]  # fmt: skip
 DEMO = ["--adapter", "smp", "--model", "demo"]
 
@@ -226,7 +226,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, words, message)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda run: (run / "checkpoint.pt").write_bytes(b"garbage"), "damaged"),
+        (lambda run: (run / "checkpoints" / "default.pt").write_bytes(b"garbage"), "damaged"),
         (lambda run: (run / "config.json").write_text("{}"), "holds a run of another version"),
     ],
 )

@@ -58,8 +58,8 @@ def test_adapt_changes_a_copy_and_fills_the_folder(adapter, tmp_path):
     assert result.snapshots == [0, 4, 8]
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
-        "config.json", "data.json", "history.csv", "looks.json", "checkpoint.pt", "snapshots",
-        "examples", "model", "result.json",
+        "config.json", "data.json", "history.csv", "looks.json", "checkpoints", "snapshots",
+        "examples", "model", "result.json", "input.json",
     }  # fmt: skip
     looked = [row for row in result.history if "d_emb" in row]
     assert [row["iteration"] for row in looked] == [0, 4, 8]
@@ -153,7 +153,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(adapter, tmp_path):
     script = SCRIPT.format(tests=str(Path(__file__).parent), out=str(out))
     process = subprocess.Popen([sys.executable, "-c", script])
     deadline = time.monotonic() + 120
-    while not (out / "checkpoint.pt").exists():
+    while not (out / "checkpoints" / "default.pt").exists():
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -206,7 +206,7 @@ def test_a_folder_that_holds_something_else_is_refused(
 @pytest.mark.parametrize("content", [b"garbage", b""])
 def test_a_damaged_checkpoint_is_refused(adapter, tmp_path, content):
     run_adapt(adapter, tmp_path)
-    (tmp_path / "checkpoint.pt").write_bytes(content)
+    (tmp_path / "checkpoints" / "default.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match="damaged"):
         run_adapt(adapter, tmp_path, resume=True)
 
@@ -504,7 +504,7 @@ def test_foreign_checkpoints_and_damaged_snapshots_are_refused(adapter, tmp_path
     with pytest.raises(CheckpointError, match=r"000004\.safetensors is damaged"):
         result.select(4)
     for foreign in ([1, 2], {"weights": torch.zeros(2)}):
-        torch.save(foreign, tmp_path / "checkpoint.pt")
+        torch.save(foreign, tmp_path / "checkpoints" / "default.pt")
         with pytest.raises(CheckpointError, match="no state of a SelfAdaptation"):
             run_adapt(adapter, tmp_path, resume=True)
 

@@ -16,7 +16,7 @@ def adapt(
     model: CellposeModel,
     images: Any,
     *,
-    diameter: float | None = None,
+    diameter: float | Literal["auto"] | None = None,
     channels: Sequence[int] | None = None,
     channel_axis: int | None = None,
     validation: Any = None,

@@ -3,9 +3,9 @@
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -21,13 +21,11 @@ from selfadapt import (
     ConfigError,
     ImageError,
     Input,
-    ModelError,
     OutputSpec,
     Vector,
     as_channels_first,
-    open_images,
+    check_settled,
 )
-from selfadapt_cellpose._diameter import evenly, median_diameter
 from selfadapt_cellpose._files import (
     check_free,
     open_network,
@@ -66,21 +64,22 @@ class CellposeAdapter(Adapter):
     Args:
         model: a name of the zoo (Cellpose downloads it), a weights file, or a `CellposeModel`,
             which stays as it is.
-        diameter: of the cells in the target images, in pixels. None: version 3 takes the file's
-            `diam_labels` or, where the file has none, the median diameter of the instances that
-            the network finds in the target images; version 4 takes images at their own scale.
+        diameter: of the cells in the target images, in pixels. "auto": as `selfadapt.calibrate`
+            finds it in them. None: the same where a version 3 file has no `diam_labels`; else
+            these, or version 4's 30 pixels, unless it is calibrated.
         channels: version 3 only: the channel to segment and that of the nuclei, as in Cellpose
             (0 gray or none, 1 red, 2 green, 3 blue).
         flow_threshold: largest flow error of an instance that is kept; 0 keeps all.
         cellprob_threshold: pixels whose logit is above it belong to cells.
         min_size: smaller instances, in pixels of the image, are dropped.
         normalize: whether percentiles 1 and 99 go to 0 and 1, or Cellpose's own dictionary.
-        invert: whether dark cells are made bright, after normalisation.
+        invert: whether dark cells are made bright, after normalisation; None: no, unless it is
+            calibrated; "auto": as `selfadapt.calibrate` finds.
         resample: whether instances are found at the scale of the image, not of the network.
         checkpoint: version 4 only: save memory by computing the encoder's blocks twice.
 
     Attributes:
-        diameter: in pixels; None while it is to be estimated.
+        diameter: in pixels; None while it is to be found.
         diam_mean: the diameter to which cells are rescaled for the network, in pixels.
 
     Raises:
@@ -89,19 +88,20 @@ class CellposeAdapter(Adapter):
     """
 
     size_multiple = 8
-    adjustable = frozenset({"scale", "invert", "low", "high"})
+    adjustable = frozenset({"scale", "invert", "low", "high", "tta"})
+    tta = False
 
     def __init__(
         self,
         model: str | Path | CellposeModel,
         *,
-        diameter: float | None = None,
+        diameter: float | Literal["auto"] | None = None,
         channels: Sequence[int] | None = None,
         flow_threshold: float = 0.4,
         cellprob_threshold: float = 0.0,
         min_size: int = 15,
         normalize: bool | dict[str, Any] = True,
-        invert: bool = False,
+        invert: bool | Literal["auto"] | None = None,
         resample: bool = True,
         checkpoint: bool = False,
     ) -> None:
@@ -125,28 +125,34 @@ class CellposeAdapter(Adapter):
         self.min_size = min_size
         # all keys that `eval` may have left changed in Cellpose's own defaults
         given = normalize if isinstance(normalize, dict) else {"normalize": normalize}
-        self.normalization = {"normalize": True, "invert": invert, **given}
+        self.normalization = {"normalize": True, "invert": invert is True, **given}
         check_normalization(self.normalization)
         self.resample = resample
         self.diam_mean = 30.0 if transformer else float(template.diam_mean)
         if not transformer:  # of a zoo file without it, Cellpose knows it by the name alone
             net.get_parameter("diam_mean").data.fill_(self.diam_mean)
         self.diameter: float | None = None
-        if diameter is not None:
-            self._set_diameter(diameter)
-        elif transformer:
+        if isinstance(diameter, int | float):
+            self.diameter = float(diameter)
+        elif diameter is None and transformer:
             self.diameter = self.diam_mean
             logger.warning(
                 "No diameter given: Cellpose 4 takes the images at their own scale, as for cells "
-                "of 30 pixels."
+                "of 30 pixels, unless it is calibrated."
             )
-        elif has_diameter:
-            self._set_diameter(float(template.diam_labels))
+        elif diameter is None and has_diameter:
+            self.diameter = float(template.diam_labels)
             logger.warning(
-                "No diameter given: %.1f pixels are taken, the model's own diam_labels. Give the "
-                "diameter of your cells if it is another.",
+                "No diameter given: %.1f pixels are taken, the model's own diam_labels, unless it "
+                "is calibrated. Give the diameter of your cells if you know it.",
                 self.diameter,
             )
+        asked = {"scale": self.diameter is None, "invert": invert == "auto"}
+        self.auto = frozenset(name for name, is_auto in asked.items() if is_auto)
+        said = {"scale": isinstance(diameter, int | float), "invert": isinstance(invert, bool)}
+        said["invert"] |= "invert" in given
+        said["low"] = said["high"] = "percentile" in given
+        self.settled = frozenset(name for name, is_said in said.items() if is_said)
 
     def forward(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         return self.outputs.split(model(images)[0][:, -3:])
@@ -166,17 +172,25 @@ class CellposeAdapter(Adapter):
         """In the core's words; Cellpose's own are `diameter`, `normalize` and `invert`."""
         low, high = self.normalization.get("percentile") or (1.0, 99.0)
         return Input(
-            scale=self._scale, invert=bool(self.normalization["invert"]), low=low, high=high
+            scale=self._scale,
+            invert=bool(self.normalization["invert"]),
+            low=low,
+            high=high,
+            tta=self.tta,
         )
 
     def with_input(self, input: Input) -> Self:
         adapter = copy.copy(self)
+        adapter.tta = input.tta
         adapter.normalization = self.normalization | {"invert": input.invert}
         if (input.low, input.high) != (self.input.low, self.input.high):
             adapter.normalization["percentile"] = (input.low, input.high)
-        if input.scale != self.input.scale:
-            adapter.model = copy.deepcopy(self.model)  # it holds the diameter, too
-            adapter._set_diameter(self.diam_mean / input.scale)
+        if self.diameter is None or input.scale != self.input.scale:
+            adapter.diameter = self.diam_mean / input.scale
+        changed = {
+            name for name, value in asdict(self.input).items() if getattr(input, name) != value
+        }
+        adapter.settled, adapter.auto = self.settled | changed, self.auto - changed
         if replace(adapter.input, scale=input.scale) != input:  # but for the rounding of a scale
             raise ConfigError(
                 "CellposeAdapter takes channels by its own option `channels`: leave those of "
@@ -188,6 +202,7 @@ class CellposeAdapter(Adapter):
         self, image: NDArray[Any], whole: NDArray[Any] | None = None
     ) -> NDArray[np.float32]:
         scale = self._scale
+        self._check_size(image)
         pixels, options = self._for_cellpose(image)
         converted = transforms.convert_image(pixels, **options)
         normalised = converted
@@ -224,10 +239,14 @@ class CellposeAdapter(Adapter):
         return masks.astype(np.int32)
 
     def segment(self, image: Any, *, channel_axis: int | None = None) -> NDArray[np.int32]:
-        """By `CellposeModel.eval` with the adapter's options."""
+        """By `CellposeModel.eval` with the adapter's options (without it under TTA)."""
+        if self.tta:
+            return super().segment(image, channel_axis=channel_axis)
         pixels = as_channels_first(image, channel_axis)
+        check_settled(self)
         if not np.isfinite(pixels).all():
             raise ImageError("the image contains NaN or infinity: replace them first.")
+        self._check_size(pixels)
         pixels, options = self._for_cellpose(pixels)
         with no_word_on_sparse_tensors():
             masks: NDArray[Any] = self._around(self.model).eval(
@@ -248,7 +267,10 @@ class CellposeAdapter(Adapter):
 
         Without MKL-DNN, which changes the tensors in place: it can be saved after `eval`, too.
         """
-        return self._around(copy.deepcopy(self.model).eval())
+        net = copy.deepcopy(self.model).eval()
+        if self.diameter is not None:
+            net.get_parameter("diam_labels").data.fill_(self.diameter)
+        return self._around(net)
 
     def save(self, path: str | Path, *, register: bool = False) -> None:
         """Write the weights file that Cellpose itself opens, and print the line that opens it.
@@ -263,10 +285,14 @@ class CellposeAdapter(Adapter):
         path = Path(path).expanduser()
         if register:
             check_free(path.name)
-        write_weights(self.model, path, self._shapes)
+        write_weights(self.model, path, self._shapes, self.diameter)
         print(f"Open it with {opening_line(path, self.model, self._template)}")
         if register:
             register_in_gui(path)
+
+    def input_options(self) -> dict[str, Any]:
+        diameter = self.diameter or self.diam_mean
+        return {"diameter": round(diameter, 2), "invert": self.input.invert}
 
     def usage(self, path: Path) -> str:
         opening = opening_line(path, self.model, self._template)
@@ -284,55 +310,21 @@ class CellposeAdapter(Adapter):
             resample=(self.resample, True),
         )
 
-    def calibrated(self, images: Sequence[Any]) -> Self:
-        """With the diameter estimated from the images, if none is known."""
-        if self.diameter is not None:
-            return self
-        adapter = self.with_model(copy.deepcopy(self.model))
-        adapter._set_diameter(self.estimate_diameter(images))
-        logger.warning(
-            "No diameter given, and the model has no diam_labels: %.1f pixels are taken, the "
-            "median of what the model finds in the images.",
-            adapter.diameter,
-        )
-        return adapter
-
-    def estimate_diameter(self, images: Any, *, channel_axis: int | None = None) -> float:
-        """Median diameter, in pixels, of the instances that the network itself finds.
-
-        Like Cellpose's size model, in two passes: at the network's own diameter, then at the one
-        found. Up to eight of the images serve, any source that `selfadapt.open_images` takes.
-        """
-        chosen = evenly(open_images(images, channel_axis=channel_axis))
-        trial = copy.copy(self)
-        trial.diameter = self.diam_mean
-        for _ in range(2):
-            trial.diameter = median_diameter(trial.segment, chosen)
-        return trial.diameter
-
     @property
     def _scale(self) -> float:
         """Factor from the image to the network's input."""
-        if self.diameter is None:
-            raise ModelError(
-                "the diameter of the cells is not known, and the model has no diam_labels: give "
-                "diameter=..., or let `adapter.calibrated(images)` estimate it."
-            )
-        return self.diam_mean / self.diameter
+        return self.diam_mean / (self.diameter or self.diam_mean)
 
-    def _set_diameter(self, diameter: float) -> None:
-        """Here and in the network, whose file then tells Cellpose."""
-        self.diameter = diameter
-        self.model.get_parameter("diam_labels").data.fill_(diameter)
-
-    def _for_cellpose(self, image: NDArray[Any]) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """A copy of `[C, H, W]` as Cellpose takes it, and which channels of it to take."""
-        count = len(image)
+    def _check_size(self, image: NDArray[Any]) -> None:
         if min(image.shape[1:]) * self._scale < 1:
             raise ImageError(
                 f"an image of {image.shape[1]} x {image.shape[2]} pixels is too small for cells of "
                 f"{self.diameter} pixels: give their diameter in these images."
             )
+
+    def _for_cellpose(self, image: NDArray[Any]) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """A copy of `[C, H, W]` as Cellpose takes it, and which channels of it to take."""
+        count = len(image)
         check_channels(count, self.channel_choice, self.channels)
         options: dict[str, Any] = {"channel_axis": None if count == 1 else 0}
         if self.channels is not None:

@@ -262,12 +262,19 @@ def check_state(state: Mapping[str, Tensor], net: nn.Module, source: str) -> Non
         )
 
 
-def write_weights(net: nn.Module, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Save the flat float32 state dict of `net`, checked against `shapes` first, atomically."""
+def write_weights(
+    net: nn.Module, path: Path, shapes: Mapping[str, tuple[int, ...]], diameter: float | None
+) -> None:
+    """Save the flat float32 state dict of `net`, checked against `shapes` first, atomically.
+
+    `diameter` becomes its `diam_labels`, which tell Cellpose.
+    """
     state = {
         name: tensor.detach().cpu().float() if tensor.is_floating_point() else tensor.cpu()
         for name, tensor in net.state_dict().items()
     }
+    if diameter is not None:
+        state["diam_labels"] = torch.full_like(state["diam_labels"], diameter)
     if wrong := difference(state, shapes):
         raise ModelError(f"the network cannot be saved for Cellpose: it {wrong}.")
     if not path.absolute().parent.is_dir():

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from cellpose import transforms
@@ -11,16 +11,18 @@ from selfadapt import ConfigError, ImageError
 
 
 def check_options(
-    diameter: float | None,
+    diameter: float | Literal["auto"] | None,
     channels: Sequence[int] | None,
     flow_threshold: float,
     cellprob_threshold: float,
     min_size: int,
 ) -> None:
-    if diameter is not None and not (math.isfinite(diameter) and diameter > 0):
+    if diameter not in (None, "auto") and not (
+        isinstance(diameter, int | float) and math.isfinite(diameter) and diameter > 0
+    ):
         raise ConfigError(
-            f"diameter={diameter} is not allowed: give the diameter of the cells in pixels, above "
-            "0, or leave it out for the model's own."
+            f"diameter={diameter!r} is not allowed: give the diameter of the cells in pixels, "
+            'above 0, "auto", or leave it out for the model\'s own.'
         )
     if channels is not None and (
         len(channels) != 2 or not all(isinstance(c, int) and c >= 0 for c in channels)

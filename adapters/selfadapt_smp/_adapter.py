@@ -4,7 +4,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -48,9 +48,10 @@ class SmpAdapter(Adapter):
         normalize: "percentile" (1 and 99 to 0 and 1), "standard" (zero mean, unit variance) or
             "none".
         scale: pixels of the network per pixel of the image: 0.5 where objects are twice as large
-            as those that the network knows.
+            as those that the network knows. None: 1, unless `selfadapt.calibrate` finds another;
+            "auto": it must.
         gray: whether colour becomes luminance.
-        invert: whether dark objects are made bright.
+        invert: whether dark objects are made bright. None and "auto" as for scale.
         embedding: dotted name of the bottleneck module; default `encoder`. TorchScript runs its
             submodules where no hook reaches, so such networks have no bottleneck.
         channels: number of channels that the network takes; default: read off its first layer.
@@ -67,9 +68,9 @@ class SmpAdapter(Adapter):
         outputs: OutputSpec | str,
         *,
         normalize: Literal["percentile", "standard", "none"] = "percentile",
-        scale: float = 1.0,
-        gray: bool = False,
-        invert: bool = False,
+        scale: float | Literal["auto"] | None = None,
+        gray: bool | None = None,
+        invert: bool | Literal["auto"] | None = None,
         embedding: str = "encoder",
         channels: int | None = None,
         size_multiple: int | None = None,
@@ -83,7 +84,9 @@ class SmpAdapter(Adapter):
                 f"{' or '.join(map(repr, NORMALIZATIONS))}."
             )
         self.normalize = normalize
-        self.input = Input(scale=scale, invert=invert, gray=gray)
+        if normalize != "percentile":
+            self.adjustable = self.adjustable - {"low", "high"}
+        self.say(scale=scale, invert=invert, gray=gray)
         self.scripted = isinstance(model, torch.jit.ScriptModule)
         self.channels_last = isinstance(model, smp.base.SegmentationModel)
         self.embedding = embedding
@@ -146,9 +149,7 @@ class SmpAdapter(Adapter):
         """What `from_pretrained` must know to open the saved folder alike."""
         options: dict[str, Any] = {
             "normalize": self.normalize,
-            "scale": self.input.scale,
-            "gray": self.input.gray,
-            "invert": self.input.invert,
+            "input": self.input.to_dict(),
             "embedding": self.embedding,
             "channels": self.channels,
             "size_multiple": self.size_multiple,
@@ -167,9 +168,9 @@ class SmpAdapter(Adapter):
         heads: str | None = None,
         activated: bool | None = None,
         normalize: Literal["percentile", "standard", "none"] | None = None,
-        scale: float | None = None,
+        scale: float | Literal["auto"] | None = None,
         gray: bool | None = None,
-        invert: bool | None = None,
+        invert: bool | Literal["auto"] | None = None,
         embedding: str | None = None,
         channels: int | None = None,
         size_multiple: int | None = None,
@@ -187,9 +188,9 @@ class SmpAdapter(Adapter):
             heads: the network's channels in order, e.g. "foreground,distance".
             activated: the network gives probabilities, not logits.
             normalize: "percentile", "standard" or "none".
-            scale: rescale the images by this for the network.
+            scale: rescale the images by this for the network; "auto": as found in them.
             gray: turn colour into luminance.
-            invert: make dark objects bright.
+            invert: make dark objects bright; "auto": as found in the images.
             embedding: dotted name of the bottleneck module.
             channels: number of channels that the network takes.
             size_multiple: sides that the network takes are multiples of this.
@@ -214,8 +215,14 @@ class SmpAdapter(Adapter):
                 "heads='foreground,distance' (shell: --heads foreground,distance)."
             )
         outputs = parse_heads(options.pop("heads"), activated=options.pop("activated", False))
+        saved = options.pop("input", None)
         recipe = {name: options.pop(name) for name in asdict(Decode()) if name in options}
-        return cls(network, outputs, decode=Decode(**recipe), **options)
+        adapter = cls(network, outputs, decode=Decode(**recipe), **options)
+        if saved is not None:  # what is said now comes first
+            said = {name: getattr(adapter.input, name) for name in adapter.settled}
+            adapter.input = replace(Input.from_dict(saved), **said)
+            adapter.settled |= {"scale", "invert", "gray"} - adapter.auto
+        return adapter
 
 
 def _input_channels(model: nn.Module) -> int | None:

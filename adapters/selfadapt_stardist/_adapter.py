@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,11 +52,12 @@ class StardistAdapter(Adapter):
         nms_thresh: of two objects that overlap by more, the less probable goes; default: the
             model's own.
         scale: images are rescaled by this for the network, as in `predict_instances`: 0.5 where
-            objects are twice as large as those that the model knows.
+            objects are twice as large as those that the model knows. None: 1, unless
+            `selfadapt.calibrate` finds another; "auto": it must.
         pmin: percentile of a channel that becomes 0.
         pmax: percentile of a channel that becomes 1.
         gray: whether colour becomes luminance.
-        invert: whether dark objects are made bright.
+        invert: whether dark objects are made bright. None and "auto" as for scale.
 
     >>> from selfadapt_stardist import Architecture
     >>> network = StarDist2D(Architecture(grid=(2, 2), unet_n_filter_base=4))
@@ -70,6 +71,7 @@ class StardistAdapter(Adapter):
         OutputError: a port's outputs are named wrongly.
     """
 
+    input = Input(low=1.0, high=99.8)
     tile = 1024
     padding = "reflect"  # as StarDist pads
 
@@ -80,21 +82,22 @@ class StardistAdapter(Adapter):
         *,
         prob_thresh: float | None = None,
         nms_thresh: float | None = None,
-        scale: float = 1.0,
-        pmin: float = 1.0,
-        pmax: float = 99.8,
-        gray: bool = False,
-        invert: bool = False,
+        scale: float | Literal["auto"] | None = None,
+        pmin: float | None = None,
+        pmax: float | None = None,
+        gray: bool | None = None,
+        invert: bool | Literal["auto"] | None = None,
     ) -> None:
         for name, value in (("prob_thresh", prob_thresh), ("nms_thresh", nms_thresh)):
             if value is not None and not 0 < value < 1:
                 raise ConfigError(f"{name}={value} is not allowed: it must be between 0 and 1.")
-        self.input = Input(scale=scale, invert=invert, gray=gray, low=pmin, high=pmax)
         if port is None:
             opened = _official(model)
             a = opened.network.architecture
             self.model: nn.Module = opened.network
             self._config: Mapping[str, Any] | None = opened.config
+            if opened.input is not None:
+                self.input, self.settled = opened.input, frozenset({"scale", "invert", "gray"})
             self.size_multiple = a.divisor
             self.channels_last = True
             thresholds = opened.thresholds
@@ -111,6 +114,7 @@ class StardistAdapter(Adapter):
             self.size_multiple = port.size_multiple
         else:
             raise ModelError(f"port is for a network that is built already, not for {model!r}.")
+        self.say(scale=scale, invert=invert, gray=gray, low=pmin, high=pmax)
         self.port = port
         self.outputs = port.spec()
         self.channels = port.channels
@@ -181,7 +185,8 @@ class StardistAdapter(Adapter):
             return
         assert isinstance(self.model, StarDist2D)
         thresholds = {"prob": self.prob_thresh, "nms": self.nms_thresh}
-        model = StarDistModel(self.model, self._config, thresholds)
+        told = None if self.input == type(self).input else self.input
+        model = StarDistModel(self.model, self._config, thresholds, told)
         write_model(model, Path(path).expanduser().absolute())
 
     def usage(self, path: Path) -> str | None:
@@ -198,15 +203,14 @@ class StardistAdapter(Adapter):
         comment = f"  # image: {kind.strip()}" if kind else ""
         return f"{opened}.predict_instances({normalized}{scale}){comment}"
 
-    def calibrated(self, images: Sequence[LazyImage]) -> Self:
-        """The adapter itself, once the conventions of a port have been checked on a few images.
+    def check(self, images: Sequence[LazyImage]) -> None:
+        """Check the conventions of a port on a few images.
 
         Raises:
             ModelError: the network gives logits or rays in another way than its `Port` says.
         """
         if self._config is None:
             self.port.check(self._predictions(images[:CHECKED]))
-        return self
 
     def _predictions(
         self, images: Sequence[LazyImage]

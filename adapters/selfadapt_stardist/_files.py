@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from selfadapt import ModelError
+from selfadapt import Input, ModelError
 from selfadapt_stardist._network import Architecture, StarDist2D
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,8 @@ PRETRAINED = {
 """StarDist's own 2-D networks and the SHA-256 of their zips, as `stardist.models` lists them."""
 
 CONFIG, THRESHOLDS, WEIGHTS = "config.json", "thresholds.json", "weights_best.h5"
+SIDECAR = "selfadapt.json"
+"""Beside StarDist's own files: how images go in, which these do not say."""
 DEFAULT_THRESHOLDS = {"prob": 0.5, "nms": 0.4}
 """What StarDist takes where there is no thresholds.json."""
 
@@ -44,11 +46,13 @@ class StarDistModel:
         network: with the weights of the folder.
         config: all of config.json, the settings of its training included.
         thresholds: of object probability and of overlap, by the names "prob" and "nms".
+        input: how images go in, where selfadapt has written the folder (StarDist reads over it).
     """
 
     network: StarDist2D
     config: Mapping[str, Any]
     thresholds: Mapping[str, float]
+    input: Input | None = None
 
 
 def read_model(model: str) -> StarDistModel:
@@ -65,7 +69,9 @@ def read_model(model: str) -> StarDistModel:
         network = StarDist2D(Architecture.from_config(config))
         weights = _weights_file(folder, source)
         read_weights(network, weights.read_bytes(), f"{weights.name} of {source}")
-        return StarDistModel(network.eval(), config, _thresholds(folder, source))
+        sidecar = folder / SIDECAR
+        told = Input.from_dict(_json(sidecar, source)) if sidecar.is_file() else None
+        return StarDistModel(network.eval(), config, _thresholds(folder, source), told)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise ModelError(f"{source} is a damaged zip ({error}): get it again.") from None
 
@@ -278,6 +284,8 @@ def write_model(model: StarDistModel, path: Path) -> None:
         partial.mkdir()
         (partial / CONFIG).write_text(json.dumps(dict(model.config)))
         (partial / THRESHOLDS).write_text(json.dumps(dict(model.thresholds)))
+        if model.input is not None:
+            (partial / SIDECAR).write_text(json.dumps(model.input.to_dict()))
         _write_weights(model.network, partial / WEIGHTS)
         os.replace(partial, path)
 

@@ -1,0 +1,189 @@
+"""How images should go in, found without labels: many inputs, one network.
+
+Objects that a network really sees are found again when an image is turned, and at a scale that is
+a little other. So every scale of a grid is tried, in both polarities, on a few windows, and what is
+found most alike is taken (docs/method.md).
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+from tqdm import tqdm
+
+from selfadapt._adapter import Adapter
+from selfadapt._errors import CheckpointError, ConfigError
+from selfadapt._images import open_images
+from selfadapt._input import Input
+from selfadapt._look import STEP
+from selfadapt._masks import refuse_masks
+from selfadapt._trials import Place, Trial, choose_places, tried
+
+logger = logging.getLogger(__name__)
+
+SCALES = tuple(round(STEP**k, 3) for k in range(-6, 5))
+"""Pixels of the network per pixel of the image that are tried."""
+FOUND = frozenset({"scale", "invert"})
+"""What is always found, where it is open; channels only where there are too many."""
+CLEARLY = 2.0
+"""A way is clearly better if its score is that many times as high."""
+LEAST_SIDE = 24
+"""Images are not made smaller than that, in pixels of the network."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `search` has found.
+
+    Attributes:
+        adapter: the given one with images going in as chosen.
+        trials: all ways that were tried.
+        chosen: the way that is taken.
+        best: the best of all, which what the user has said may rule out.
+        found: whether the network finds anything again; if not, the given way is kept.
+    """
+
+    adapter: Adapter
+    trials: Sequence[Trial]
+    chosen: Trial
+    best: Trial
+    found: bool
+
+    @property
+    def doubted(self) -> bool:
+        """Whether another way is clearly better than what the user has said."""
+        return self.found and self.best.score > CLEARLY * self.chosen.score
+
+    def __str__(self) -> str:
+        if not self.found:
+            return (
+                f"nothing is found again at any scale: images go in as they are ({self.chosen}), "
+                "and nothing that this network finds here is to be trusted"
+            )
+        other = f"; clearly better would be: {self.best}" if self.doubted else ""
+        return f"{self.chosen}{other}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a file."""
+        return {
+            "found": self.found,
+            "words": str(self),
+            "chosen": self.chosen.to_dict(),
+            "trials": [trial.to_dict() for trial in self.trials],
+        }
+
+
+def calibrate(
+    adapter: Adapter, images: Any, *, channel_axis: int | None = None, progress: bool = True
+) -> Adapter:
+    """The adapter with scale, polarity and channels as they suit the images; needs no labels.
+
+    What was said stays (`Adapter.settled`); a warning tells if another way is clearly better.
+    Where nothing is found again in any way, everything stays, and a warning says so.
+
+    Args:
+        adapter: the network.
+        images: any source that `open_images` takes; up to eight of them are looked at.
+        channel_axis: see `open_images`.
+        progress: whether a progress bar is shown.
+
+    Raises:
+        SelfAdaptError: the images cannot be used, or the adapter cannot decode instances.
+    """
+    return search(adapter, images, channel_axis=channel_axis, progress=progress).adapter
+
+
+def search(
+    adapter: Adapter, images: Any, *, channel_axis: int | None = None, progress: bool = True
+) -> Calibration:
+    """See `calibrate`; with all that was tried."""
+    if not adapter.can_decode:
+        raise ConfigError(
+            f"{type(adapter).__name__} cannot decode instances, and scale and polarity are judged "
+            "by these: say them, or override its `decode`."
+        )
+    listed = open_images(images, channel_axis=channel_axis)
+    sources = [window for image in listed for window in image.windows()]
+    refuse_masks(sources)
+    places = choose_places(sources)
+    scales = _scales(adapter, places)
+    ways = _ways(adapter, len(places[0].image))
+    opened = settle(adapter, adapter.input)  # nothing is found yet, and `prepare` asks
+    bar = tqdm(total=len(ways) * len(scales), disable=not progress, unit="scale", leave=False)
+    with bar:
+        trials = [
+            trial
+            for way in ways
+            for trial in tried(opened, places, [replace(way, scale=s) for s in scales], bar.update)
+        ]
+    return _choose(adapter, trials)
+
+
+def _choose(adapter: Adapter, trials: Sequence[Trial]) -> Calibration:
+    """The best of the trials that agree with what the user has said."""
+    ours = adapter.input
+    said = {name: getattr(ours, name) for name in adapter.settled}
+    allowed = [
+        trial
+        for trial in trials
+        if all(getattr(trial.input, name) == value for name, value in said.items())
+    ]
+    best = max(trials, key=lambda trial: trial.score)
+    chosen = max(allowed, key=lambda trial: trial.score)
+    found = best.score > 0
+    if chosen.score == 0:
+        chosen = Trial.nothing(ours)
+    calibration = Calibration(settle(adapter, chosen.input), trials, chosen, best, found)
+    if not found or calibration.doubted:
+        logger.warning("Calibration: %s.", calibration)
+    return calibration
+
+
+def go_on(adapter: Adapter, saved: Mapping[str, Any]) -> Adapter:
+    """The adapter with the input that a run has found; what the user says now is kept.
+
+    Args:
+        adapter: as it was opened for the run's model.
+        saved: `Input.to_dict`.
+    """
+    try:
+        input = Input.from_dict(saved)
+    except (TypeError, ConfigError) as error:
+        raise CheckpointError(f"what the run says of its input is damaged ({error}).") from None
+    said = {name: getattr(adapter.input, name) for name in adapter.settled}
+    return settle(adapter, replace(input, **said))
+
+
+def settle(adapter: Adapter, input: Input) -> Adapter:
+    """The adapter with images going in in that way, and nothing left open."""
+    adapter = adapter.with_input(input)
+    adapter.settled, adapter.auto = adapter.settled | FOUND, frozenset()
+    return adapter
+
+
+def _scales(adapter: Adapter, places: Sequence[Place]) -> list[float]:
+    """The scales to be tried, about the one that was said; the images stay large enough."""
+    ours = adapter.input.scale
+    if "scale" not in adapter.adjustable:
+        return [ours]
+    if "scale" in adapter.settled:
+        return [ours * STEP**k for k in range(-6, 5)]
+    shortest = min(min(place.image.shape[1:]) for place in places)
+    least = max(adapter.side_multiple, LEAST_SIDE) / shortest
+    return [scale for scale in SCALES if scale >= least] or [ours]
+
+
+def _ways(adapter: Adapter, count: int) -> list[Input]:
+    """Polarities and, where the images have more channels than the network takes, channels."""
+    base, taken = adapter.input, adapter.channels
+    ways = [base]
+    selects = {"channels", "gray"} <= adapter.adjustable - adapter.settled
+    if selects and taken is not None and count > taken:
+        ways = [replace(base, channels=c) for c in combinations(range(count), taken)]
+        if (count, taken) == (3, 1):
+            ways = [replace(base, gray=True), *ways]
+    if "invert" in adapter.adjustable:
+        ways += [replace(way, invert=not way.invert) for way in ways]
+    return ways
