@@ -8,42 +8,18 @@ teacher a setting of it, see `evidence.py`.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfadapt import Adapter, Binary, Categorical, Config
 from selfadapt._network import copy_network, select_parameters
-from selfadapt_cellpose import CellposeAdapter
 
 
 def tta(adapter: Adapter) -> Adapter:
     """The adapter with predictions averaged over all symmetries of its heads."""
-
-    class Averaged(type(adapter)):  # type: ignore[misc]
-        def forward_tiled(self, model: nn.Module, image: Tensor) -> dict[str, Tensor]:
-            sums: dict[str, Tensor] = {}
-            grid, symmetries = self.outputs.grid, self.outputs.symmetries
-            for g in symmetries:
-                for name, raw in super().forward_tiled(model, g.move(image, grid)).items():
-                    head = self.outputs[name]
-                    value = head.transform(g.inverse, head.values(raw), self.outputs.step(name))
-                    sums[name] = sums.get(name, torch.zeros(())) + value / len(symmetries)
-            for name, head in self.outputs.items():
-                if isinstance(head, Binary) and head.logits:
-                    sums[name] = sums[name].logit(1e-6)
-                if isinstance(head, Categorical) and head.logits:
-                    sums[name] = sums[name].clamp(min=1e-6).log()
-            return sums
-
-        def segment(self, image, *, channel_axis=None):  # type: ignore[no-untyped-def]
-            if isinstance(self, CellposeAdapter):  # Cellpose's own eval would not average
-                return Adapter.segment(self, image, channel_axis=channel_axis)
-            return super().segment(image, channel_axis=channel_axis)
-
-    averaged = adapter.with_model(adapter.model)
-    averaged.__class__ = Averaged
-    return averaged
+    return adapter.with_input(replace(adapter.input, tta=True))
 
 
 def tent(adapter: Adapter, batches: Iterable[Tensor], config: Config) -> Adapter:

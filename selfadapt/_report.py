@@ -13,8 +13,9 @@ import tifffile
 from numpy.typing import NDArray
 from skimage.segmentation import find_boundaries
 
+from selfadapt._config import LOOPS
 from selfadapt._errors import CheckpointError, ModelError
-from selfadapt._rundir import Row, RunDirectory, write_file
+from selfadapt._rundir import CALIBRATION, Row, RunDirectory, write_file
 from selfadapt._tiles import resize_labels
 
 _CURVES = (
@@ -25,6 +26,7 @@ _CURVES = (
     ("agreement", "agreement of flipped and turned copies"),
     ("stability", "stability under other scales"),
 )
+_COLOURS = dict(zip(LOOPS, ("#0b6e99", "#b8860b", "#4b8b3b", "#8b3b6e"), strict=True))
 _PAPER = {"fn_rate": 0.05, "d_emb": 0.5}
 """The paper's thresholds, drawn for orientation where the run stopped by something else."""
 
@@ -50,7 +52,9 @@ def write_report(run: str | Path | RunDirectory, scores: Sequence[str] = ()) -> 
             f"run {str(directory.path)!r} was made by an earlier version, which knows no verdict: "
             "its report cannot be drawn again."
         )
-    curves = _draw_curves(history, int(result["iteration"]), result["thresholds"])
+    curves = _draw_curves(history, result["candidate"], result["iteration"], result["thresholds"])
+    has_input = (directory.path / CALIBRATION).exists()
+    calibration = directory.read_json(CALIBRATION) if has_input else None
     examples = [
         _draw_example(path, name)
         for path, name in zip(
@@ -59,12 +63,10 @@ def write_report(run: str | Path | RunDirectory, scores: Sequence[str] = ()) -> 
             strict=True,
         )
     ]
-    kept = result["candidate"]
-    if kept == "loop":
-        kept = str(result["iteration"])
+    kept = result["candidate"], int(result["iteration"])
     rows = "".join(
-        f"<tr{' class=chosen' if _name(row) == kept else ''}>"
-        f"<td>{html.escape(_name(row))}</td>"
+        f"<tr{' class=chosen' if (row['candidate'], int(row['iteration'])) == kept else ''}>"
+        f"<td>{html.escape(row['candidate'])}</td><td>{row['iteration']:.0f}</td>"
         + "".join(f"<td>{_figure(name, row.get(name))}</td>" for name in _TABLE)
         + "</tr>"
         for row in history
@@ -75,9 +77,12 @@ def write_report(run: str | Path | RunDirectory, scores: Sequence[str] = ()) -> 
         reason=html.escape(result["reason"]),
         quality=html.escape(_quality(result["quality"])),
         scores="".join(f"<p class=score>{html.escape(line)}</p>" for line in scores),
+        calibration="" if calibration is None else _draw_calibration(calibration),
         curves=curves,
         examples="".join(examples) or "<p>The adapter cannot decode instances.</p>",
-        head="".join(f"<th>{html.escape(title)}</th>" for title in ("snapshot", *_TABLE.values())),
+        head="".join(
+            f"<th>{html.escape(title)}</th>" for title in ("candidate", "steps", *_TABLE.values())
+        ),
         rows=rows,
         settings=html.escape("\n".join(f"{name} = {value}" for name, value in config.items())),
     )
@@ -98,13 +103,6 @@ _TABLE = {
 }
 
 
-def _name(row: Row) -> str:
-    """The candidate of a look, as `result.select` takes it."""
-    if "statistics" in row:
-        return f"statistics-{row['statistics'] * 100:.0f}"
-    return str(int(row["iteration"])) if row["iteration"] else "initial"
-
-
 def _quality(quality: Mapping[str, float | None]) -> str:
     ap, low, high = (quality[name] for name in ("ap50", "low", "high"))
     return "unknown" if ap is None else f"{ap:.2f} ({low:.2f} to {high:.2f})"
@@ -116,19 +114,27 @@ def _figure(name: str, value: float | None) -> str:
     return f"{value:.0f}" if name == "iteration" else f"{value:.3f}"
 
 
-def _draw_curves(history: Sequence[Row], chosen: int, own: Mapping[str, float]) -> str:
+def _draw_curves(history: Sequence[Row], kept: str, chosen: float, own: Mapping[str, float]) -> str:
+    """One line per loop; it begins at the initial network."""
     figure, axes = _figure_of(len(_CURVES), (20, 2.8))
     for axis, (name, title) in zip(axes, _CURVES, strict=True):
-        points = [
-            (row["iteration"], row[name])
-            for row in history
-            if name in row and "statistics" not in row
-        ]
-        if points and not all(math.isnan(y) for _, y in points):
-            axis.plot(*zip(*points, strict=True), color="#0b6e99", linewidth=1.8,
-                      marker="o" if name not in ("loss", "kept") else None, markersize=3)  # fmt: skip
-        else:
+        drawn = False
+        for way, colour in _COLOURS.items():
+            points = [
+                (row["iteration"], row[name])
+                for row in history
+                if name in row and row["candidate"] in ("initial", way)
+            ]
+            ours = any(row["candidate"] == way for row in history)
+            if ours and points and not all(math.isnan(y) for _, y in points):
+                drawn = True
+                axis.plot(*zip(*points, strict=True), color=colour, label=way, markersize=3,
+                          linewidth=2.2 if kept.startswith(way) else 1.2,
+                          marker="o" if name not in ("loss", "kept") else None)  # fmt: skip
+        if not drawn:
             axis.text(0.5, 0.5, "not available", transform=axis.transAxes, ha="center")
+        elif name == "stability":
+            axis.legend(frameon=False, fontsize=8)
         if name in _PAPER:
             limit = own.get(name, _PAPER[name])
             label = f"stop above {limit:g}" if name in own else f"paper's threshold {limit:g}"
@@ -141,6 +147,31 @@ def _draw_curves(history: Sequence[Row], chosen: int, own: Mapping[str, float]) 
         axis.set_xlabel("iteration", fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
     return _embed(figure, "loss, kept share, FN rate, drift and agreement over the iterations")
+
+
+def _draw_calibration(calibration: Mapping[str, Any]) -> str:
+    """Score over scale, a line per polarity and choice of channels; the chosen way is marked."""
+    figure, axis = _figure_of(1, (9, 3))
+    ways: dict[str, list[tuple[float, float]]] = {}
+    for trial in calibration["trials"]:
+        way = trial["input"]
+        channels = "gray, " * way["gray"]
+        if way["channels"] is not None:
+            channels = f"channel {', '.join(map(str, way['channels']))}, "
+        name = f"{channels}{'inverted' if way['invert'] else 'as it is'}"
+        ways.setdefault(name, []).append((way["scale"], trial["score"]))
+    for name, points in ways.items():
+        axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+    chosen = calibration["chosen"]
+    axis.plot(chosen["input"]["scale"], chosen["score"], "*", color="#222", markersize=13)
+    axis.set_xscale("log", base=2)
+    axis.set_xlabel("scale: pixels of the network per pixel of the image", fontsize=9)
+    axis.set_title("how far the same things are found again", fontsize=10)
+    axis.legend(frameon=False, fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    picture = _embed(figure, "score of each scale and polarity")
+    words = html.escape(calibration["words"])
+    return f"<h2>How the images go in</h2><p>{words[:1].upper()}{words[1:]}.</p>{picture}"
 
 
 def _draw_example(path: Path, name: str) -> str:
@@ -214,11 +245,12 @@ pre {{ background: #f5f5f5; padding: .8rem; columns: 3 }}
 <p class=verdict>{outcome}</p>
 <p>{reason}. Expected AP at an IoU of 0.5, without labels: {quality}.</p>
 {scores}
+{calibration}
 <h2>Curves</h2>{curves}
-<p>The vertical line marks the weights that were kept. FN rate and embedding drift compare with the initial model, without labels; an instance that
+<p>A line per way to adapt, the less promising of which end early. The vertical line marks the weights that were kept. FN rate and embedding drift compare with the initial model, without labels; an instance that
 was wrong and is gone counts as missing, too.</p>
 <h2>Images looked at</h2>{examples}
-<h2>Snapshots</h2><table><tr>{head}</tr>{rows}</table>
+<h2>Candidates</h2><table><tr>{head}</tr>{rows}</table>
 <h2>Settings</h2><pre>{settings}</pre>
 </body></html>
 """
