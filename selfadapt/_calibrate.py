@@ -19,7 +19,7 @@ from selfadapt._images import open_images
 from selfadapt._input import Input
 from selfadapt._look import STEP
 from selfadapt._masks import refuse_masks
-from selfadapt._trials import Place, Trial, choose_places, tried
+from selfadapt._trials import WINDOWS, Place, Trial, choose_places, tried
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ SCALES = tuple(round(STEP**k, 3) for k in range(-6, 5))
 """Pixels of the network per pixel of the image that are tried."""
 FOUND = frozenset({"scale", "invert"})
 """What is always found, where it is open; channels only where there are too many."""
+COARSE_WINDOWS = 1
+"""Channels are chosen on so few, and on every other scale."""
 CLEARLY = 2.0
 """A way is clearly better if its score is that many times as high."""
 LEAST_SIDE = 24
@@ -109,16 +111,33 @@ def search(
     refuse_masks(sources)
     places = choose_places(sources)
     scales = _scales(adapter, places)
-    ways = _ways(adapter, len(places[0].image))
     opened = settle(adapter, adapter.input)  # nothing is found yet, and `prepare` asks
-    bar = tqdm(total=len(ways) * len(scales), disable=not progress, unit="scale", leave=False)
-    with bar:
-        trials = [
+    selections = _selections(adapter, len(places[0].image))
+    polarities = [False, True] if "invert" in adapter.adjustable else [adapter.input.invert]
+    coarse = scales[::2] * (len(selections) > 1)
+    steps = len(polarities) * (len(selections) * len(coarse) + len(scales))
+
+    def trials(way: Input, scales: Sequence[float], windows: int) -> list[Trial]:
+        return [
             trial
-            for way in ways
-            for trial in tried(opened, places, [replace(way, scale=s) for s in scales], bar.update)
+            for invert in polarities
+            for trial in tried(
+                opened,
+                places,
+                [replace(way, invert=invert, scale=scale) for scale in scales],
+                bar.update,
+                windows,
+            )
         ]
-    return _choose(adapter, trials)
+
+    with tqdm(total=steps, disable=not progress, unit="scale", leave=False) as bar:
+        if coarse:  # which channels is settled first, on less
+
+            def promise(way: Input) -> float:
+                return max(trial.score for trial in trials(way, coarse, COARSE_WINDOWS))
+
+            selections = [max(selections, key=promise)]
+        return _choose(adapter, trials(selections[0], scales, WINDOWS))
 
 
 def _choose(adapter: Adapter, trials: Sequence[Trial]) -> Calibration:
@@ -175,15 +194,11 @@ def _scales(adapter: Adapter, places: Sequence[Place]) -> list[float]:
     return [scale for scale in SCALES if scale >= least] or [ours]
 
 
-def _ways(adapter: Adapter, count: int) -> list[Input]:
-    """Polarities and, where the images have more channels than the network takes, channels."""
+def _selections(adapter: Adapter, count: int) -> list[Input]:
+    """Which channels can be taken, where the images have more than the network takes."""
     base, taken = adapter.input, adapter.channels
-    ways = [base]
     selects = {"channels", "gray"} <= adapter.adjustable - adapter.settled
-    if selects and taken is not None and count > taken:
-        ways = [replace(base, channels=c) for c in combinations(range(count), taken)]
-        if (count, taken) == (3, 1):
-            ways = [replace(base, gray=True), *ways]
-    if "invert" in adapter.adjustable:
-        ways += [replace(way, invert=not way.invert) for way in ways]
-    return ways
+    if not selects or taken is None or count <= taken:
+        return [base]
+    selections = [replace(base, channels=c) for c in combinations(range(count), taken)]
+    return [replace(base, gray=True), *selections] if (count, taken) == (3, 1) else selections

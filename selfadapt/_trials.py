@@ -170,9 +170,16 @@ def _busiest(image: Image, most: int) -> list[tuple[int, int]]:
 
 
 def tried(
-    adapter: Adapter, places: Sequence[Place], inputs: Sequence[Input], step: Callable[[], Any]
+    adapter: Adapter,
+    places: Sequence[Place],
+    inputs: Sequence[Input],
+    step: Callable[[], Any],
+    windows: int = WINDOWS,
 ) -> Iterator[Trial]:
-    """One trial per input; these differ in their scales only, which rise."""
+    """One trial per input; these differ in their scales only, which rise.
+
+    `step` is called after each scale, and `windows` bounds the pixels of one.
+    """
     seen: list[list[_Seen]] = []
     for input in inputs:
         at = adapter.with_input(input)
@@ -181,7 +188,7 @@ def tried(
         for place in places:
             cut = place.cut(SIDE / input.scale)
             pixels += _area(cut) * input.scale**2
-            if found and pixels > WINDOWS * SIDE**2:
+            if found and pixels > windows * SIDE**2:
                 break
             found.append(_Seen(cut, *_segmented(at, place, cut)))
         seen.append(found)
