@@ -15,14 +15,14 @@ import torch
 from selfadapt._adapter import Adapter
 from selfadapt._calibrate import FOUND, go_on, search
 from selfadapt._config import Config
-from selfadapt._crops import Crops, hold_out
+from selfadapt._crops import Crops, evenly, hold_out
 from selfadapt._errors import ConfigError
 from selfadapt._images import LazyImage, open_images
 from selfadapt._judge import Judge
 from selfadapt._masks import refuse_masks
 from selfadapt._monitors import EmbeddingDrift, Monitor
 from selfadapt._network import copy_network
-from selfadapt._portfolio import Portfolio
+from selfadapt._portfolio import TTA, Portfolio
 from selfadapt._predict import predict
 from selfadapt._quality import Quality
 from selfadapt._run import SelfAdaptation, Stop
@@ -39,13 +39,15 @@ class AdaptationResult:
 
     Attributes:
         adapter: the given adapter around the network that was kept.
-        outcome: "improved", "initial kept" or "not to be trusted".
+        outcome: "improved", "initial kept" or "not to be trusted"; or, where another criterion
+            than the judge has kept a later network, and the judge does not agree, "not judged
+            better".
         candidate: what was kept: "initial", "statistics-50", "statistics-100", the name of a loop
             (`Config.candidates`), "teacher", or one of these with "+tta".
         iteration: steps of the loop that it has behind it; 0 before the first step.
         reason: why, one sentence.
         quality: the AP to be expected of it, with an interval, estimated without labels.
-        input: how images go in, as it was found; None where the user has said it.
+        input: how images go in, as it was found; None where nothing was to be found.
         history: one row of figures per logged iteration.
         directory: the run on disk.
     """
@@ -79,9 +81,13 @@ class AdaptationResult:
         if isinstance(at, Monitor):
             if at.measure not in self.directory.read_json("data.json")["measured"]:
                 raise ConfigError(f"{at!r} was not measured in this run; give an iteration.")
-            at = at.choose([row for row in self.history if at.sees(row)])
-        device = next(self.adapter.model.parameters()).device
-        return _with_snapshot(self.adapter, self.directory, at, device)
+            there = set(self.snapshots)
+            at = at.choose([r for r in self.history if at.sees(r) and int(r["iteration"]) in there])
+        adapter = self.adapter
+        if self.candidate.endswith(TTA):  # that was for the candidate alone
+            adapter = adapter.with_input(replace(adapter.input, tta=False))
+        device = next(adapter.model.parameters()).device
+        return _with_snapshot(adapter, self.directory, at, device)
 
 
 def adapt(
@@ -108,7 +114,7 @@ def adapt(
         images: what to adapt to, any source that `open_images` takes.
         validation: held-out images, any such source. By default a seeded share of `images`
             (`config.validation_share`) is held back; a single image serves for both. Of given
-            ones, the first `config.validation_images` are used.
+            ones, `config.validation_images` are used, evenly spread.
         config: all settings.
         stop: "auto" lets `Judge` decide over the whole run (or, where the adapter cannot decode
             instances, is `EmbeddingDrift()`). The paper's `EmbeddingDrift(threshold)` and
@@ -145,12 +151,13 @@ def adapt(
     if validation is None:
         sources, held_out = hold_out(sources, config)
     else:
-        held_out = _windows_of(validation, channel_axis)[: config.validation_images]
-        refuse_masks(held_out)
-    adapter.check(sources)
+        given = _windows_of(validation, channel_axis)
+        refuse_masks(given)
+        held_out = evenly(given, config.validation_images)
     calibration = _calibration(adapter, sources, directory, calibrate, progress=progress)
     if calibration is not None:
         adapter = go_on(adapter, calibration["chosen"]["input"])
+    adapter.check(sources)
     crops = Crops(adapter, sources, config)
     crops.check()
     run = SelfAdaptation(adapter, config)
@@ -166,6 +173,7 @@ def adapt(
         "images": crops.fingerprints,
         "held_out": judge.fingerprints,
         "measured": [monitor.measure for monitor in judge.monitors],
+        "input": adapter.input.to_dict(),
     }
     directory.start(config, data)
     if calibration is not None:
@@ -204,6 +212,8 @@ def _calibration(
     """What was found of how images go in, now or when the run began; None where it is said."""
     if (directory.path / CALIBRATION).exists():
         return directory.read_json(CALIBRATION)
+    if (directory.path / "data.json").exists():  # the run has begun without
+        return None
     open_to_us = adapter.can_decode and adapter.adjustable & FOUND
     if adapter.auto or (wanted and open_to_us):
         return search(adapter, sources, progress=progress).to_dict()

@@ -23,7 +23,7 @@ def estimate_quality(
     Args:
         adapter: the network, and how images go into it.
         images: any source that `open_images` takes.
-        windows: at most that many windows of the images are segmented, six times each.
+        windows: at most that many windows of the images are segmented, seven times each.
         channel_axis: see `open_images`.
 
     Raises:
@@ -36,6 +36,8 @@ def look_at(
     adapter: Adapter, images: Any, *, windows: int, channel_axis: int | None = None
 ) -> Look:
     """What the estimate rests on."""
+    if windows < 1:
+        raise ConfigError(f"windows={windows} is not allowed: it must be 1 or more.")
     if not adapter.can_decode:
         raise ConfigError(
             f"{type(adapter).__name__} cannot decode instances, and quality is judged by these: "
@@ -44,9 +46,9 @@ def look_at(
     listed = open_images(images, channel_axis=channel_axis)
     sources = [window for image in listed for window in image.windows()]
     refuse_masks(sources)
-    adapter.check(sources)
     if adapter.auto:
         adapter = calibrate(adapter, sources)
+    adapter.check(sources)
     evenly = sources[:: -(-len(sources) // windows)]
     seeing = [source for source in evenly if not is_constant(source.read())]
     if not seeing:

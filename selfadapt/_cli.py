@@ -164,12 +164,12 @@ def _segment(words: Sequence[str]) -> None:
 def _ready(kind: type[Adapter], options: Any, sources: Sequence[LazyImage]) -> Adapter:
     """The adapter, with what is "auto" found in the images."""
     adapter = open_model(kind, options)[0]
+    if adapter.auto:
+        calibration = search(adapter, sources)
+        print(f"Input:   {calibration}", file=sys.stderr)
+        adapter = calibration.adapter
     adapter.check(sources)
-    if not adapter.auto:
-        return adapter
-    calibration = search(adapter, sources)
-    print(f"Input:   {calibration}", file=sys.stderr)
-    return calibration.adapter
+    return adapter
 
 
 def _segment_source(adapter: Adapter, source: LazyImage) -> Any:
@@ -271,9 +271,8 @@ def _calibrate(words: Sequence[str]) -> bool:
     options = parser.parse_args(words)
     _check_json(options.json)
     sources = open_images(options.images, channel_axis=options.channel_axis)
-    adapter = open_model(kind, options)[0]
-    adapter.check(sources)
-    calibration = search(adapter, sources)
+    calibration = search(open_model(kind, options)[0], sources)
+    calibration.adapter.check(sources)
     if options.json:
         text = json.dumps(calibration.to_dict(), indent=2)
         write_file(Path(options.json), f"{text}\n".encode())

@@ -43,6 +43,7 @@ class Crops:
         self._cache: OrderedDict[int, Tensor] = OrderedDict()
         self._useless: set[int] = set()
         self._checked = False
+        self._channels: int | None = None
         self.fingerprints = [str(image) for image in images]
         """Name of each image, in order; after `check` those that it has read have a checksum."""
         self.side = crop_side(adapter, config)
@@ -70,6 +71,7 @@ class Crops:
                 f"images differ in their number of channels ({listed}): give images of one kind, "
                 "or the adapter's option that converts them."
             )
+        self._channels = next(iter(channels), None)
         self._checked = True
 
     def batch(self, k: int) -> Tensor:
@@ -132,6 +134,10 @@ class Crops:
                 logger.warning("%s is constant: there is nothing to see in it. Left out.", source)
             return None
         image = prepare(self._adapter, pixels, str(source), source.whole())
+        if self._channels not in (None, len(image)):
+            raise ImageError(
+                f"{source} has {len(image)} channel(s), and the first images {self._channels}."
+            )
         least = self._adapter.side_multiple
         if min(image.shape[1:]) < least:
             raise ImageError(
@@ -140,6 +146,14 @@ class Crops:
                 "otherwise."
             )
         return image
+
+
+def evenly(sources: Sequence[LazyImage], most: int) -> list[LazyImage]:
+    """Some of them, evenly spread; without blank windows of large images."""
+    step = -(-len(sources) // most)
+    order = [source for first in range(step) for source in sources[first::step]]
+    useful = (s for s in order if not (s.is_window and is_constant(s.read())))
+    return list(islice(useful, most))
 
 
 def hold_out(

@@ -68,7 +68,7 @@ class Input:
 
     def to_dict(self) -> dict[str, Any]:
         """For a file."""
-        return asdict(self)
+        return asdict(self) | {"channels": self.channels and list(self.channels)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -77,12 +77,12 @@ class Input:
         Raises:
             ConfigError: it is damaged, or of another version.
         """
-        channels = data.get("channels")
         try:
+            channels = data.get("channels")
             chosen = None if channels is None else tuple(channels)
             return cls(**{**data, "channels": chosen})
-        except TypeError as error:
-            raise ConfigError(f"{dict(data)} does not say how images go in: {error}.") from None
+        except (AttributeError, TypeError) as error:
+            raise ConfigError(f"{data} does not say how images go in: {error}.") from None
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width for the network of an image of that size."""

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from selfadapt._adapter import Adapter
+from selfadapt._errors import ConfigError
 from selfadapt._images import LazyImage, open_images
 from selfadapt._input import prepare
 from selfadapt._look import Look, Views, views
@@ -62,6 +63,7 @@ class Judge:
         channel_axis: see `open_images`.
 
     Raises:
+        ConfigError: windows or side are below 1.
         ImageError: there are no images, or they cannot be read.
     """
 
@@ -75,6 +77,8 @@ class Judge:
         thresholds: Thresholds = Thresholds(),  # noqa: B008
         channel_axis: int | None = None,
     ) -> None:
+        if windows < 1 or side < 1:
+            raise ConfigError(f"windows={windows}, side={side}: both must be 1 or more.")
         self.sources: Sequence[LazyImage] = open_images(images, channel_axis=channel_axis)
         defaults: dict[str, Monitor] = {m.name: m for m in (EmbeddingDrift(), FalseNegativeRate())}
         given = {monitor.name: copy.copy(monitor) for monitor in monitors}
@@ -153,14 +157,19 @@ class Judge:
                     pixels.append(prepared[:, cut[0], cut[1]].clone())  # no view of all of it
         self._adapter, self._pixels = adapter, pixels
 
-    def decide(self, first: Look, others: Sequence[Look]) -> Verdict:
+    def decide(self, first: Look, others: Sequence[Look], tried: int | None = None) -> Verdict:
         """Which look's network is to be kept: a pure function of what was measured.
 
         Another network takes the place of the first one only if what it finds is more stable under
         other scales, by more than noise and the number of candidates explain, and if nothing that
         is independent of that speaks against it: `objection` names all that is asked.
+
+        Args:
+            first: the look at the first network.
+            others: those at networks that can be kept.
+            tried: how many there were, if some cannot be kept any more.
         """
-        return decide(first, others, self.thresholds)
+        return decide(first, others, self.thresholds, tried)
 
     def order(self, first: Look, others: Sequence[Look]) -> list[int]:
         """Indices of the others, the most promising first: which runs go on, none being kept."""

@@ -119,7 +119,7 @@ def _origin(model: str) -> dict[str, Any] | None:
 def _read_config(path: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"config file {path!r} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"config file {path!r} must hold 'name: value' lines.")

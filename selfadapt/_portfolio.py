@@ -26,6 +26,8 @@ from selfadapt._verdict import Outcome, Verdict
 LOG_EVERY = 10
 """Steps between two rows of the history, beside those of the validation points."""
 LOOKS = "looks.json"
+TTA = "+tta"
+"""Behind the name of a candidate whose predictions are means over flips and turns."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Seen:
     @property
     def name(self) -> str:
         """What the history and the report call it."""
-        return f"{self.candidate}+tta" if self.tta else self.candidate
+        return self.candidate + TTA * self.tta
 
     def to_dict(self) -> dict[str, Any]:
         """For a file."""
@@ -99,7 +101,7 @@ class Portfolio:
         self.stop = stop
         self.history: list[Row] = []
         self.seen: list[Seen] = []
-        self.broken: dict[str, str] = {}
+        self.broken: dict[str, tuple[int, str]] = {}
         self._ways = {DEFAULT: run.config}
         if stop == "auto":
             self._ways = loops(run.config, run.initial)
@@ -132,7 +134,8 @@ class Portfolio:
                 for name in names:
                     if ending := self._advance(name, before, end, bar):
                         return ending
-                names = self._promising([name for name in names if name not in self.broken], end)
+                whole = [name for name in names if self.broken.get(name, (end + 1,))[0] > end]
+                names = self._promising(whole, end)
         return self._finish(names)
 
     def _statistics(self) -> None:
@@ -230,7 +233,9 @@ class Portfolio:
             self._look(Candidate(kept.candidate, kept.iteration, self._network(kept), tta=True))
             self._save()
             verdict, kept = self._decide(self.seen)
-        failed = "".join(f"{name}: {why}; " for name, why in self.broken.items())
+        failed = "".join(
+            f"{name}: {why} after iteration {at}; " for name, (at, why) in self.broken.items()
+        )
         return Ending(verdict.outcome, kept, failed + verdict.reason, verdict.quality)
 
     def _look(self, candidate: Candidate, *, record: bool = True) -> Seen:
@@ -291,7 +296,8 @@ class Portfolio:
         """The judge's word on all of these that are still there to be kept."""
         there = set(self.directory.snapshots())
         first, *others = [s for s in seen if s.candidate == "initial" or s.snapshot in there]
-        verdict = self.judge.decide(first.look, [each.look for each in others])
+        looks = [each.look for each in others]
+        verdict = self.judge.decide(first.look, looks, tried=len(seen) - 1)
         return verdict, first if verdict.chosen is None else others[verdict.chosen]
 
     def _ending(self, name: str, run: SelfAdaptation, now: Row) -> Ending | None:
@@ -300,7 +306,7 @@ class Portfolio:
         if broken := self._broken(name, now):
             if self.stop != "auto":
                 return self._keep(0, f"{broken} after iteration {at}")
-            self.broken[name] = f"{broken} after iteration {at}"
+            self.broken[name] = at, broken
             return None
         if self.stop in ("auto", None) or not callable(self.stop) or not self.stop(run, now):
             return None
@@ -326,7 +332,10 @@ class Portfolio:
         """What another criterion keeps; the judge still says if it can be trusted."""
         kept = next(each for each in self.seen if each.snapshot == iteration)
         what = f"the weights of iteration {iteration}" if iteration else "the initial weights"
-        outcome: Outcome = "improved" if iteration else "initial kept"
+        outcome: Outcome = "initial kept"
         if self.run.adapter.can_decode and not self.judge.trusts(kept.look):
             outcome = "not to be trusted"
+        elif iteration:
+            better = self.judge.decide(self.seen[0].look, [kept.look]).chosen is not None
+            outcome = "improved" if better else "not judged better"
         return Ending(outcome, kept, f"{reason}; {what} are kept", estimate(kept.look))

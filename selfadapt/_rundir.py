@@ -81,7 +81,10 @@ class RunDirectory:
     def start(self, config: Config, data: Mapping[str, Any]) -> None:
         """Claim the folder for a run with these settings on these images."""
         if (self.path / "data.json").exists():
-            self._refuse_other("data.json", data, "Give the same images")
+            self._refuse_other("data.json", data, "Give the same images and options")
+        for name, text in self._notes.items():
+            if name.endswith(".json") and (self.path / name).exists():
+                self._refuse_other(name, json.loads(text), "Give the same options")
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_json("config.json", config.to_dict())
         self.write_json("data.json", data)

@@ -9,11 +9,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from selfadapt._errors import ConfigError
 from selfadapt._look import Look
 from selfadapt._quality import Quality, estimate
 from selfadapt._signals import Counts
 
-Outcome = Literal["improved", "initial kept", "not to be trusted"]
+Outcome = Literal["improved", "initial kept", "not to be trusted", "not judged better"]
+"""What a run ends with; the last only where another criterion than the judge has decided."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,9 @@ class Thresholds:
         reference: ... if that has at least this stability itself.
         ratio: number and size of instances change by no more than this factor.
         fewest: fewer objects cannot be judged.
+
+    Raises:
+        ConfigError: a value is out of range.
     """
 
     rise: float = 0.02
@@ -45,13 +50,20 @@ class Thresholds:
     ratio: float = 1.5
     fewest: int = 10
 
+    def __post_init__(self) -> None:
+        if not (0 < self.risk < 1 and self.ratio >= 1 and self.fewest >= 1):
+            raise ConfigError(
+                f"{self} is not allowed: risk lies between 0 and 1, ratio is 1 or more, fewest 1 "
+                "or more."
+            )
+
 
 @dataclass(frozen=True)
 class Verdict:
     """What `Judge.decide` says.
 
     Attributes:
-        outcome: one of three words.
+        outcome: one of the first three words of `Outcome`.
         chosen: index of the look that is kept; None for the first network.
         reason: why, one sentence.
         quality: the AP to be expected of what is kept, with an interval.
@@ -63,15 +75,20 @@ class Verdict:
     quality: Quality
 
 
-def decide(first: Look, others: Sequence[Look], asked: Thresholds = Thresholds()) -> Verdict:
+def decide(
+    first: Look,
+    others: Sequence[Look],
+    asked: Thresholds = Thresholds(),
+    tried: int | None = None,
+) -> Verdict:
     """See `Judge.decide`."""
     first_quality = estimate(first)
-    objections = [objection(first, look, asked, len(others)) for look in others]
+    count = max(tried or 0, len(others))
+    objections = [objection(first, look, asked, count) for look in others]
     able = [k for k, wrong in enumerate(objections) if wrong is None]
     # chosen on one half of the places, confirmed on the other: the best of several is flattered
     able.sort(key=lambda k: -rise(first, others[k], half=0)[0])
-    if able:
-        best = able[0]
+    for best in able:
         if rise(first, others[best], half=1)[0] > 0:
             before = f"{first.stability:.2f}" if first.count.any() else "nothing found"
             found = (
@@ -83,7 +100,9 @@ def decide(first: Look, others: Sequence[Look], asked: Thresholds = Thresholds()
     if not first_quality.trusted:
         sentence = first_quality.verdict.removeprefix("not to be trusted: ").removesuffix(".")
         return Verdict("not to be trusted", None, sentence, first_quality)
-    told = f": of the last one, {objections[-1]}" if objections else ""
+    told = ""
+    if objections:
+        told = f": of the most promising one, {objections[order(first, others, asked)[0]]}"
     return Verdict("initial kept", None, f"no candidate is surely better{told}", first_quality)
 
 

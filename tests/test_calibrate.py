@@ -43,9 +43,9 @@ QUICK = Config(
 @pytest.fixture(scope="module")
 def nuclei():
     """A part of a real image, half as large again, dark on bright; and its labels."""
-    image, labels = (each[100:356, 100:356] for each in nuclei_2d(return_mask=True))
-    large = resize(image, (384, 384), order=1, preserve_range=True)
-    true = resize(labels, (384, 384), order=0, preserve_range=True, anti_aliasing=False)
+    image, labels = (each[100:292, 100:292] for each in nuclei_2d(return_mask=True))
+    large = resize(image, (288, 288), order=1, preserve_range=True)
+    true = resize(labels, (288, 288), order=0, preserve_range=True, anti_aliasing=False)
     return (large.max() - large).astype(np.float32), true.astype(np.int32)
 
 
@@ -73,7 +73,7 @@ def test_scale_and_polarity_are_found(found, nuclei):
 def fewer_scales(monkeypatch):
     """A search of seconds."""
     monkeypatch.setattr("selfadapt._calibrate.SCALES", (0.455, 0.592, 0.769))
-    monkeypatch.setattr("selfadapt._trials.WINDOWS", 2)
+    monkeypatch.setattr("selfadapt._calibrate.WINDOWS", 1)
 
 
 @pytest.mark.usefixtures("fewer_scales")
@@ -188,8 +188,8 @@ def test_places_lie_where_there_is_something_and_in_all_images():
     image = np.random.default_rng(0).normal(0, 0.1, (600, 600))
     image[400:528, 64:192] += 50 * np.random.default_rng(1).random((128, 128))
     (row, column), *_ = (place.middle for place in choose_places(open_images([image])))
-    assert abs(row - 464) < 40
-    assert abs(column - 128) < 40
+    assert 400 <= row <= 528
+    assert 64 <= column <= 192
     many = choose_places(open_images([discs(k)[0] for k in range(20)]))
     assert len({place.name for place in many}) == len(many) > 5
     with pytest.raises(ImageError, match="all images are constant"):

@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from cellpose.models import CellposeModel
 
 import selfadapt
-from selfadapt import Config
+from selfadapt import LOOPS, Config
 from selfadapt_cellpose._adapter import CellposeAdapter
 
 
@@ -52,6 +53,9 @@ def adapt(
     Raises:
         SelfAdaptError: bad settings, model or images, before any training.
     """
+    config = config or Config()
+    if config.candidates == "auto":  # all but TTA, which `eval` does not know
+        config = replace(config, candidates=",".join((*LOOPS, "teacher")))
     result = selfadapt.adapt(
         CellposeAdapter(model, diameter=diameter, channels=channels, **options),
         images,
@@ -64,6 +68,8 @@ def adapt(
         progress=progress,
     )
     if progress:
-        print(f"Result: {result.reason}.", file=sys.stderr)
+        print(f"Result: {result.outcome}. {result.reason}.", file=sys.stderr)
     adapted: CellposeAdapter = result.adapter  # type: ignore[assignment]
+    if progress and (told := adapted.evaluation()):
+        print(f"Use it: model{told}", file=sys.stderr)
     return adapted.cellpose_model()

@@ -41,7 +41,7 @@ from selfadapt_cellpose._networks import (
     make_trainable,
     no_word_on_sparse_tensors,
 )
-from selfadapt_cellpose._normalize import normalize_part
+from selfadapt_cellpose._normalize import normalize_part, squared
 from selfadapt_cellpose._options import (
     check_channels,
     check_normalization,
@@ -210,7 +210,7 @@ class CellposeAdapter(Adapter):
             if whole is None:
                 normalised = transforms.normalize_img(converted, **self.normalization)
             else:
-                pixels, options = self._for_cellpose(whole)
+                pixels, options = self._for_cellpose(squared(whole))
                 sample = transforms.convert_image(pixels, **options)
                 normalised = normalize_part(converted, sample, self.normalization)
         if scale != 1:
@@ -298,9 +298,13 @@ class CellposeAdapter(Adapter):
         opening = opening_line(path, self.model, self._template)
         if not opening.startswith("CellposeModel("):
             return opening
+        return opening + self.evaluation()
+
+    def evaluation(self) -> str:
+        """What `eval` must be told, as `.eval(image, ...)`; empty where that is nothing."""
         # a file of version 3 knows its diameter
         diameter = self.diam_mean if self.channels else self.diameter
-        return opening + evaluation(
+        return evaluation(
             self.normalization,
             channels=(self.channel_choice, None),
             diameter=(diameter, self.diam_mean),

@@ -1,5 +1,6 @@
 """Cellpose's normalisation of a part of an image, by what is known of the whole."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,9 @@ from numpy.typing import NDArray
 
 LOCAL = ("lowhigh", "sharpen_radius", "smooth_radius", "tile_norm_blocksize")
 """With any of these a pixel depends on its surroundings, or on nothing: parts go by themselves."""
+
+LEAST_SIDE = 16
+"""Cellpose takes axes that are shorter for channels or depth."""
 
 
 def normalize_part(
@@ -26,3 +30,12 @@ def normalize_part(
         scaled = 1 - scaled
     empty = np.ptp(whole, axis=(0, 1)) == 0  # these stay as they are
     return np.where(empty, part, scaled).astype(np.float32)
+
+
+def squared(sample: NDArray[Any]) -> NDArray[Any]:
+    """Pixels `[C, 1, N]` in another shape: of a thin image, Cellpose takes the wrong axis."""
+    if min(sample.shape[1:]) >= LEAST_SIDE:
+        return sample
+    flat = sample.reshape(len(sample), -1)
+    side = max(math.isqrt(flat.shape[1]), LEAST_SIDE)
+    return np.stack([np.resize(channel, (side, side)) for channel in flat])

@@ -217,7 +217,10 @@ class SmpAdapter(Adapter):
         outputs = parse_heads(options.pop("heads"), activated=options.pop("activated", False))
         saved = options.pop("input", None)
         recipe = {name: options.pop(name) for name in asdict(Decode()) if name in options}
-        adapter = cls(network, outputs, decode=Decode(**recipe), **options)
+        try:
+            adapter = cls(network, outputs, decode=Decode(**recipe), **options)
+        except TypeError as error:
+            raise ModelError(f"{SIDECAR} of {model!r} is damaged: {error}.") from None
         if saved is not None:  # what is said now comes first
             said = {name: getattr(adapter.input, name) for name in adapter.settled}
             adapter.input = replace(Input.from_dict(saved), **said)
