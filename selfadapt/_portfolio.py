@@ -228,8 +228,10 @@ class Portfolio:
             self._look(Candidate("teacher", run.iteration, run.teacher))
             self._save()
         verdict, kept = self._decide(self.seen)
-        averages = self.run.adapter.input.tta or any(each.tta for each in self.seen)
-        if "tta" in config.chosen and not averages and verdict.outcome != "not to be trusted":
+        adapter = self.run.adapter
+        done = adapter.input.tta or any(each.tta for each in self.seen)
+        able = "tta" in config.chosen and "tta" in adapter.adjustable and not done
+        if able and verdict.outcome != "not to be trusted":
             self._look(Candidate(kept.candidate, kept.iteration, self._network(kept), tta=True))
             self._save()
             verdict, kept = self._decide(self.seen)
