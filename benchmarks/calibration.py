@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import filled
 from numpy.typing import NDArray
 from settings import NETWORKS, Pairs, pairs
 from sources import DOMAINS
@@ -199,17 +200,6 @@ def missed(these: Sequence[Pair]) -> str:
     return "\n".join(rows)
 
 
-def write(docs: Path, tables: dict[str, str]) -> None:
-    page = docs / "evidence.md"
-    text = page.read_text()
-    for name, content in tables.items():
-        begin = f"<!-- {name} -->"
-        before, _, rest = text.partition(begin)
-        after = rest.partition("<!-- end -->")[2]
-        text = f"{before}{begin}\n{content}\n\n<!-- end -->{after}"
-    page.write_text(text)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shared", type=Path)
@@ -240,7 +230,8 @@ def main() -> None:
     tables = {"calibration": table(these), "calibration-missed": missed(these)}
     print(f"{len(these)} of {len(every)} pairs\n", *tables.values(), sep="\n\n")
     if args.docs:
-        write(args.docs, tables)
+        page = args.docs / "evidence.md"
+        page.write_text(filled(page.read_text(), tables))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """What several benchmarks share: the shell, scores, and what a criterion keeps."""
 
+import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,3 +57,13 @@ def kept(looks: Sequence[dict[str, Any]], stop: Monitor | Agreement) -> dict[str
     """The look that a criterion keeps."""
     chosen = stop.choose(looks)
     return next(look for look in looks if look["iteration"] == chosen)
+
+
+def filled(text: str, tables: Mapping[str, str]) -> str:
+    """A page with its tables made anew, each between `<!-- NAME -->` and `<!-- end -->`."""
+    for name, made in tables.items():
+        place = re.compile(f"(<!-- {name} -->).*?(<!-- end -->)", re.DOTALL)
+        text, places = place.subn(lambda at, made=made: f"{at[1]}\n\n{made}\n\n{at[2]}", text)
+        if places != 1:
+            raise SystemExit(f"the page has {places} places for the table {name!r}: one is needed.")
+    return text

@@ -8,13 +8,13 @@ network unless said otherwise, and of the criterion of that time, `common.Agreem
 """
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import evidence_tables as tables
 import matplotlib.pyplot as plt
 import numpy as np
+from common import filled
 from evidence import NETWORKS
 from evidence_cells import (
     AGREEMENT,
@@ -105,22 +105,18 @@ def gain_by_cost(cells: Cells, file: Path) -> None:
 
 def renewed(text: str, cells: Cells) -> str:
     """The page with the tables of these cells."""
-    for name, made in (
-        (EXPORT, tables.stops(cells, EXPORT)),
-        (OTHER, tables.stops(cells, OTHER)),
-        ("baselines", tables.compared(cells)),
-        ("statistics", tables.statistics(cells)),
-        ("components", tables.components(cells)),
-        ("settings", tables.settings(cells)),
-        ("rises", tables.rises(cells)),
-        ("thresholds", tables.thresholds(cells)),
-        ("left out", tables.left_out(cells)),
-    ):
-        place = re.compile(f"(<!-- {name} -->).*?(<!-- end -->)", re.DOTALL)
-        text, places = place.subn(lambda at, made=made: f"{at[1]}\n\n{made}\n\n{at[2]}", text)
-        if places != 1:
-            raise SystemExit(f"the page has {places} places for the table {name!r}: one is needed.")
-    return text
+    made = {
+        EXPORT: tables.stops(cells, EXPORT),
+        OTHER: tables.stops(cells, OTHER),
+        "baselines": tables.compared(cells),
+        "statistics": tables.statistics(cells),
+        "components": tables.components(cells),
+        "settings": tables.settings(cells),
+        "rises": tables.rises(cells),
+        "thresholds": tables.thresholds(cells),
+        "left out": tables.left_out(cells),
+    }
+    return filled(text, made)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import filled
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
@@ -308,13 +309,7 @@ def main() -> None:
         print(f"\n{name}\n{text}")
     if args.docs:
         page = args.docs / "evidence.md"
-        text = page.read_text()
-        for name, new in tables.items():
-            before, _, rest = text.partition(f"<!-- {name} -->\n")
-            text = (
-                f"{before}<!-- {name} -->\n{new}\n\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
-            )
-        page.write_text(text)
+        page.write_text(filled(page.read_text(), tables))
     if args.constants:
         weights = fit(settings)
         estimates = predicted(settings, weights)

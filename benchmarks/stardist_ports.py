@@ -92,14 +92,15 @@ def main() -> None:
         print(f"{name}: {shapes}, embedding of {len(prediction.embedding)}")
         if build is not with_weights:
             continue
-        found = adapter.calibrated(sources).segment(image)
+        adapter.check(sources)
+        found = adapter.segment(image)
         inside = prediction.outputs["prob"][0] > 0.5
         for row_first in (False, True):
             fall = port.fall(prediction.outputs["dist"], inside, row_first)
             print(f"  row_first={row_first}: distances fall by {fall:.2f} per pixel")
         print(f"  AP at IoU 0.5: {match(labels, found)[0].ap:.3f}")
         try:
-            StardistAdapter(network, Port(**settings, row_first=True)).calibrated(sources)
+            StardistAdapter(network, Port(**settings, row_first=True)).check(sources)
         except ModelError as error:
             print(f"  refused: {error}")
 

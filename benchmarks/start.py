@@ -5,8 +5,8 @@
     python benchmarks/start.py --out benchmarks/results/start.jsonl --docs docs
 
 Networks and domains are those of `settings.py`, real images only. Two thirds of a domain's images
-are adapted to, at their own scale, nothing said; AP at an IoU of 0.5 is that of crops of the others,
-at the input that was found. Baselines get the same input. A cell is a pair and a seed, minutes
+are adapted to, at their own scale, nothing said; AP at an IoU of 0.5 is that of crops of others, at
+the input that was found. Baselines get the same input. A cell is a pair and a seed, minutes
 each; resumable. "Best of all" knows the labels. Without --shared only the tables are made.
 """
 
@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 from baselines import tent
-from calibration import spread, truth, write
+from calibration import spread, truth
+from common import filled
 from settings import NETWORKS, pairs
 from sources import DOMAINS
 
@@ -157,7 +158,8 @@ def main() -> None:
     tables = {"start": by_pair(cells), "start-summary": summary(cells)}
     print(*tables.values(), sep="\n\n")
     if args.docs:
-        write(args.docs, tables)
+        page = args.docs / "evidence.md"
+        page.write_text(filled(page.read_text(), tables))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 from helpers import IMAGES, SmallAdapter, config, discs, trained_adapter
 
 from selfadapt import Binary, OutputSpec, open_images
+from selfadapt._predict import raw_outputs
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -44,7 +45,7 @@ def test_tta_is_the_mean_probability_over_flips_and_turns(baselines):
     adapter = ForegroundAdapter()
     adapter.model.eval()
     image = torch.rand(1, 32, 32)
-    averaged = baselines.tta(adapter).forward_tiled(adapter.model, image)["cellprob"]
+    averaged = raw_outputs(baselines.tta(adapter), adapter.model, image)["cellprob"]
     views = []
     with torch.no_grad():
         for turn in range(4):

@@ -1,6 +1,5 @@
 """The Cellpose adapter against Cellpose itself, whichever major version is installed."""
 
-import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from selfadapt import (
     SelfAdaptation,
     Vector,
     as_channels_first,
+    calibrate,
     load_adapter,
     match,
     open_images,
@@ -438,19 +438,30 @@ def test_a_file_without_diameters_has_its_own_estimated_and_said(trained, tmp_pa
     torch.save(state, tmp_path / "old")
     adapter = CellposeAdapter(tmp_path / "old")
     assert (adapter.diam_mean, adapter.diameter) == (30, None)
-    with pytest.raises(ModelError, match="diameter of the cells is not known"):
+    with pytest.raises(ConfigError, match="scale must be found in the images first"):
         adapter.segment(IMAGE)
     adapter.diam_mean = 12.0  # what this network was trained at
-    images = open_images([IMAGE])
-    with caplog.at_level(logging.WARNING):
-        settled = adapter.calibrated(images)
+    settled = calibrate(adapter, IMAGE, progress=False)
     truth = np.median(np.bincount(discs(7, (150, 231))[1].ravel())[1:] ** 0.5) / (np.pi**0.5 / 2)
-    assert abs(settled.diameter - truth) < 2
-    assert f"{settled.diameter:.1f} pixels are taken, the median" in caplog.text
+    assert 1 / 1.5 < settled.diameter / truth < 1.5
+    assert settled.segment(IMAGE).max() > 3
     assert adapter.diameter is None
-    assert settled.calibrated(images) is settled
-    with pytest.raises(ModelError, match="finds no instance"):
-        adapter.calibrated(open_images([np.random.default_rng(0).random((60, 60))]))
+    # the file then tells Cellpose
+    settled.save(tmp_path / "new")
+    assert CellposeAdapter(tmp_path / "new").diameter == pytest.approx(settled.diameter)
+
+
+@cellpose3
+def test_channels_of_a_window_are_normalised_as_those_of_the_whole_image(trained):
+    """Of a sample [C, 1, N] Cellpose would take the wrong axis for channels."""
+    rng = np.random.default_rng(0)
+    image = rng.random((3, 64, 80)) * np.array([60000, 3000, 200])[:, None, None]
+    adapter = CellposeAdapter(trained, diameter=12, channels=(2, 3))
+    sample = image.reshape(3, -1)[:, None, :]
+    whole = adapter.prepare(image)[:, :32, :32]
+    part = adapter.prepare(image[:, :32, :32], sample)
+    assert np.abs(part - whole).max() < 0.05
+    assert part.shape == whole.shape == (2, 32, 32)
 
 
 @cellpose4

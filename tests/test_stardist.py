@@ -307,11 +307,11 @@ def test_conventions_of_a_port_are_decoded_and_wrong_ones_refused(row_first, log
     assert np.median(best) > 0.9
 
     images = open_images([labels.astype(np.float32)])
-    assert make().calibrated(images) is not None
+    make().check(images)
     with pytest.raises(ModelError, match=f"are not as said.*Give row_first={row_first}"):
-        make(row_first=not row_first).calibrated(images)
+        make(row_first=not row_first).check(images)
     with pytest.raises(ModelError, match=f"so give logits={logits}"):
-        make(logits=not logits).calibrated(images)
+        make(logits=not logits).check(images)
 
 
 class Changed(Encoder):
@@ -339,9 +339,9 @@ class Changed(Encoder):
 def test_rays_that_are_no_convention_of_ours_are_refused(change):
     port = Port(embedding="bottleneck", size_multiple=8)
     images = open_images([MASK[:160, 30:215].astype(np.float32)])
-    assert Labels(Changed(lambda d: d), port).calibrated(images) is not None
+    Labels(Changed(lambda d: d), port).check(images)
     with pytest.raises(ModelError, match=r"distances fall by .* where 1 is right"):
-        Labels(Changed(change), port).calibrated(images)
+        Labels(Changed(change), port).check(images)
 
 
 @pytest.mark.parametrize(
@@ -352,9 +352,9 @@ def test_rays_that_fit_badly_are_said(change, caplog):
     port = Port(embedding="bottleneck", size_multiple=8)
     images = open_images([MASK[:160, 30:215].astype(np.float32)])
     with caplog.at_level(logging.WARNING):
-        Labels(Changed(lambda d: d), port).calibrated(images)
+        Labels(Changed(lambda d: d), port).check(images)
         assert not caplog.records
-        Labels(Changed(change), port).calibrated(images)
+        Labels(Changed(change), port).check(images)
     assert "The rays fit badly: distances fall by" in caplog.text
 
 
@@ -368,7 +368,7 @@ def test_blank_windows_tell_nothing_about_a_port(tmp_path):
     windows = [w for image in open_images(tmp_path / "a.zarr") for w in image.windows()]
     port = Port(embedding="bottleneck", size_multiple=8)
     with pytest.raises(ModelError, match="where 1 is right"):
-        Labels(Changed(lambda d: d * 2), port).calibrated(windows)
+        Labels(Changed(lambda d: d * 2), port).check(windows)
 
 
 def test_the_size_that_a_port_takes_need_not_be_a_multiple_of_its_grid():
