@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from selfadapt._adapter import Adapter
@@ -28,7 +29,9 @@ SCALES = tuple(round(STEP**k, 3) for k in range(-6, 5))
 FOUND = frozenset({"scale", "invert"})
 """What is always found, where it is open; channels only where there are too many."""
 COARSE_WINDOWS = 1
-"""Channels are chosen on so few, and on every other scale."""
+"""Channels and ranges are chosen on so few, and on every other scale."""
+SPARSE = 99.9
+"""Upper percentile that is tried where few pixels are bright."""
 CLEARLY = 2.0
 """A way is clearly better if its score is that many times as high."""
 LEAST_SIDE = 24
@@ -112,7 +115,11 @@ def search(
     places = choose_places(sources)
     scales = _scales(adapter, places)
     opened = settle(adapter, adapter.input)  # nothing is found yet, and `prepare` asks
-    selections = _selections(adapter, len(places[0].image))
+    selections = [
+        way
+        for selection in _selections(adapter, len(places[0].image))
+        for way in [selection, *_ranges(adapter, places, selection)]
+    ]
     polarities = [False, True] if "invert" in adapter.adjustable else [adapter.input.invert]
     coarse = scales[::2] * (len(selections) > 1)
     steps = len(polarities) * (len(selections) * len(coarse) + len(scales))
@@ -124,14 +131,14 @@ def search(
             for trial in tried(
                 opened,
                 places,
-                [replace(way, invert=invert, scale=scale) for scale in scales],
+                [replace(_turned(way, invert=invert), scale=scale) for scale in scales],
                 bar.update,
                 windows,
             )
         ]
 
     with tqdm(total=steps, disable=not progress, unit="scale", leave=False) as bar:
-        if coarse:  # which channels is settled first, on less
+        if coarse:  # which channels and which range is settled first, on less
 
             def promise(way: Input) -> float:
                 return max(trial.score for trial in trials(way, coarse, COARSE_WINDOWS))
@@ -202,3 +209,24 @@ def _selections(adapter: Adapter, count: int) -> list[Input]:
         return [base]
     selections = [replace(base, channels=c) for c in combinations(range(count), taken)]
     return [replace(base, gray=True), *selections] if (count, taken) == (3, 1) else selections
+
+
+def _ranges(adapter: Adapter, places: Sequence[Place], way: Input) -> list[Input]:
+    """Another range of the normalisation, where the pixels say that the usual one is spoilt.
+
+    Where bright objects are fewer than the pixels above the upper percentile, it ends further up.
+    """
+    if not {"low", "high"} <= adapter.adjustable - adapter.settled or way.high >= SPARSE:
+        return []
+    percentiles = [
+        np.percentile(way.select(place.whole), (50, way.high, SPARSE)) for place in places
+    ]
+    middle, top, further = np.median(percentiles, axis=0)
+    return [replace(way, high=SPARSE)] if further - middle > 2 * (top - middle) else []
+
+
+def _turned(way: Input, *, invert: bool) -> Input:
+    """The same range of gray values, of the negative if `invert` says so."""
+    if invert and way.high == SPARSE:
+        return replace(way, invert=True, low=round(100 - way.high, 1), high=round(100 - way.low, 1))
+    return replace(way, invert=invert)

@@ -109,6 +109,8 @@ class Trial:
         told = [f"scale {how.scale:.3g}"]
         if not math.isnan(self.diameter):
             told.append(f"objects of about {self.diameter:.0f} px")
+        if (how.low, how.high) not in ((1.0, 99.0), (1.0, 99.8)):
+            told.append(f"percentiles {how.low:g} to {how.high:g}")
         told += ["inverted (dark made bright)"] * how.invert + ["as gray"] * how.gray
         if how.channels is not None:
             told.append(f"channel {', '.join(map(str, how.channels))}")

@@ -124,6 +124,23 @@ def test_of_too_many_channels_the_one_is_taken_that_shows_something(nuclei):
 
 
 @pytest.mark.usefixtures("fewer_scales")
+def test_a_range_that_sparse_objects_spoil_is_found(nuclei):
+    """Where they are not sparse, no other is tried."""
+    negative, labels = nuclei
+    image = negative.max() - negative
+    plain = search(SmpAdapter.from_pretrained("demo"), image, progress=False)
+    assert {(t.input.low, t.input.high) for t in plain.trials} == {(1.0, 99.0)}
+    size = (1400, 1400)
+    sparse = np.random.default_rng(0).normal(np.median(image), 1, size).astype(np.float32)
+    true = np.zeros(size, np.int32)
+    sparse[300:588, 500:788], true[300:588, 500:788] = image, labels
+    adapter = calibrate(SmpAdapter.from_pretrained("demo"), sparse, progress=False)
+    assert adapter.input.high == 99.9
+    before = adapter.with_input(replace(adapter.input, high=99.0))
+    assert match(true, adapter.segment(sparse))[0].ap > match(true, before.segment(sparse))[0].ap
+
+
+@pytest.mark.usefixtures("fewer_scales")
 def test_where_nothing_is_found_everything_stays_and_that_is_said(nuclei, caplog):
     blind = SmpAdapter.from_pretrained("demo", threshold=1.0)
     result = search(blind, nuclei[0], progress=False)
