@@ -157,7 +157,13 @@ class Judge:
                     pixels.append(prepared[:, cut[0], cut[1]].clone())  # no view of all of it
         self._adapter, self._pixels = adapter, pixels
 
-    def decide(self, first: Look, others: Sequence[Look], tried: int | None = None) -> Verdict:
+    def decide(
+        self,
+        first: Look,
+        others: Sequence[Look],
+        tried: int | None = None,
+        loops: Sequence[str] | None = None,
+    ) -> Verdict:
         """Which look's network is to be kept: a pure function of what was measured.
 
         Another network takes the place of the first one only if what it finds is more stable under
@@ -168,8 +174,10 @@ class Judge:
             first: the look at the first network.
             others: those at networks that can be kept.
             tried: how many there were, if some cannot be kept any more.
+            loops: of which loop each of the others is, in the order of their steps: of those of
+                one loop that could be kept, the latest is. Early looks are flukes more often.
         """
-        return decide(first, others, self.thresholds, tried)
+        return decide(first, others, self.thresholds, tried, loops)
 
     def order(self, first: Look, others: Sequence[Look]) -> list[int]:
         """Indices of the others, the most promising first: which runs go on, none being kept."""

@@ -299,7 +299,8 @@ class Portfolio:
         there = set(self.directory.snapshots())
         first, *others = [s for s in seen if s.candidate == "initial" or s.snapshot in there]
         looks = [each.look for each in others]
-        verdict = self.judge.decide(first.look, looks, tried=len(seen) - 1)
+        names = [each.name for each in others]
+        verdict = self.judge.decide(first.look, looks, tried=len(seen) - 1, loops=names)
         return verdict, first if verdict.chosen is None else others[verdict.chosen]
 
     def _ending(self, name: str, run: SelfAdaptation, now: Row) -> Ending | None:

@@ -80,12 +80,15 @@ def decide(
     others: Sequence[Look],
     asked: Thresholds = Thresholds(),
     tried: int | None = None,
+    loops: Sequence[str] | None = None,
 ) -> Verdict:
     """See `Judge.decide`."""
     first_quality = estimate(first)
     count = max(tried or 0, len(others))
     objections = [objection(first, look, asked, count) for look in others]
     able = [k for k, wrong in enumerate(objections) if wrong is None]
+    if loops is not None:  # of each, its latest
+        able = list({loops[k]: k for k in able}.values())
     # chosen on one half of the places, confirmed on the other: the best of several is flattered
     able.sort(key=lambda k: -rise(first, others[k], half=0)[0])
     for best in able:

@@ -125,6 +125,20 @@ def test_all_looks_count_as_tries_even_if_their_weights_are_gone():
     assert decide(first, [later], tried=10**9).chosen is None
 
 
+def test_of_the_good_looks_of_one_loop_the_latest_is_kept():
+    def look(hits):
+        scaled = np.array([[hits, 10 - hits, 10 - hits]] * 16)
+        both = np.stack([scaled, scaled])
+        found = np.array([[10, 0, 0]] * 16)
+        return Look(np.stack([found] * 2), both, np.stack([found] * 2), found, np.full(16, 9), 50.0)
+
+    first, early, late, collapsed = look(7), look(9), look(8), look(2)
+    assert decide(first, [early, late]).chosen == 0
+    assert decide(first, [early, late], loops=["a", "a"]).chosen == 1
+    assert decide(first, [early, late], loops=["a", "b"]).chosen == 0
+    assert decide(first, [early, collapsed], loops=["a", "a"]).chosen == 0
+
+
 def test_resuming_with_another_input_is_refused(adapter, tmp_path):
     run_adapt(adapter, tmp_path)
     other = adapter.with_model(adapter.model)
