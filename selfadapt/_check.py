@@ -4,12 +4,12 @@ from typing import Any
 
 from selfadapt._adapter import Adapter
 from selfadapt._calibrate import calibrate
+from selfadapt._crops import evenly
 from selfadapt._errors import ConfigError, ImageError
 from selfadapt._images import open_images
 from selfadapt._judge import Judge
 from selfadapt._look import Look
 from selfadapt._masks import refuse_masks
-from selfadapt._normalize import is_constant
 from selfadapt._quality import Quality, estimate
 
 
@@ -49,8 +49,7 @@ def look_at(
     if adapter.auto:
         adapter = calibrate(adapter, sources)
     adapter.check(sources)
-    evenly = sources[:: -(-len(sources) // windows)]
-    seeing = [source for source in evenly if not is_constant(source.read())]
+    seeing = evenly(sources, windows, blank_images=False)
     if not seeing:
         raise ImageError("all images are constant: there is nothing to see in them.")
     return Judge(seeing, windows=windows).look(adapter, adapter.model)

@@ -148,11 +148,20 @@ class Crops:
         return image
 
 
-def evenly(sources: Sequence[LazyImage], most: int) -> list[LazyImage]:
-    """Some of them, evenly spread; without blank windows of large images."""
+def evenly(
+    sources: Sequence[LazyImage], most: int, *, blank_images: bool = True
+) -> list[LazyImage]:
+    """Some of them, evenly spread; without blank windows of large images.
+
+    `blank_images` says whether whole images that are blank may be among them.
+    """
     step = -(-len(sources) // most)
     order = [source for first in range(step) for source in sources[first::step]]
-    useful = (s for s in order if not (s.is_window and is_constant(s.read())))
+    useful = (
+        source
+        for source in order
+        if (blank_images and not source.is_window) or not is_constant(source.read())
+    )
     return list(islice(useful, most))
 
 

@@ -11,6 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from selfadapt._adapter import Adapter
+from selfadapt._crops import evenly
 from selfadapt._errors import ImageError
 from selfadapt._images import LazyImage
 from selfadapt._input import Input, prepare
@@ -127,23 +128,20 @@ def choose_places(sources: Sequence[LazyImage]) -> list[Place]:
     """Up to `PLACES` points, evenly over the images, where there is most to be seen.
 
     Raises:
-        ImageError: all of the images that are looked at are constant.
+        ImageError: all images are constant.
     """
-    chosen = sources[:: -(-len(sources) // PLACES)]
+    chosen = evenly(sources, PLACES, blank_images=False)
+    if not chosen:
+        raise ImageError("all images are constant: there is nothing to see in them.")
     each = -(-PLACES // len(chosen))
     rounds: list[list[Place]] = [[] for _ in range(each)]
     for source in chosen:
         image = source.read()
-        if is_constant(image):
-            continue
         whole = source.whole()
         sample = _sample(image if whole is None else whole)
         for k, middle in enumerate(_busiest(image, each)):
             rounds[k].append(Place(str(source), image, sample, middle))
-    places = [place for some in rounds for place in some]
-    if not places:
-        raise ImageError("all images are constant: there is nothing to see in them.")
-    return places[:PLACES]
+    return [place for some in rounds for place in some][:PLACES]
 
 
 def _sample(image: Image) -> Image:

@@ -209,6 +209,9 @@ def test_places_lie_where_there_is_something_and_in_all_images():
     assert 64 <= column <= 192
     many = choose_places(open_images([discs(k)[0] for k in range(20)]))
     assert len({place.name for place in many}) == len(many) > 5
+    black = [np.zeros((64, 80))] * 30
+    seen = choose_places(open_images([*black, discs(0)[0]]))
+    assert {place.name for place in seen} == {"image 30"}
     with pytest.raises(ImageError, match="all images are constant"):
         choose_places(open_images([np.ones((9, 9))]))
 
