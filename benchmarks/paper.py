@@ -167,7 +167,7 @@ def spread(items: Sequence[Any], most: int | None) -> Sequence[Any]:
 def config_of(block: Block, setting: str, seed: int, args: argparse.Namespace) -> Config:
     if setting == "default":
         steps = min(args.iterations, Config().iterations)
-        return Config(iterations=steps, seed=seed, device=args.device)
+        return Config(iterations=steps, seed=seed, device=args.device, candidates="default")
     every = max(args.iterations // args.looks, 1)
     given = {"iterations": args.iterations, "validate_every": every, "l2sp": block.l2sp}
     looks = -(-args.iterations // every)  # each keeps its weights, to be scored
@@ -194,6 +194,7 @@ def looks_of(
         validation=held_out,
         config=config,
         stop="auto" if setting == "default" else None,
+        calibrate=False,  # diameters are those of the training images, as in the paper
         output_dir=folder,
         resume=True,
     )
@@ -206,10 +207,10 @@ def looks_of(
     ]
 
 
-def snapshot_of(row: dict[str, float]) -> int | str:
+def snapshot_of(row: dict[str, Any]) -> int | str:
     """Name of the weights that a row of a history is about."""
-    share = row.get("statistics")
-    return int(row["iteration"]) if share is None else f"statistics-{100 * share:.0f}"
+    name: str = row["candidate"]
+    return name if name.startswith("statistics") else int(row["iteration"])
 
 
 def outcome(runs: Sequence[Sequence[dict[str, Any]]], setting: str) -> str:
