@@ -268,8 +268,8 @@ class CellposeAdapter(Adapter):
         Without MKL-DNN, which changes the tensors in place: it can be saved after `eval`, too.
         """
         net = copy.deepcopy(self.model).eval()
-        if self.diameter is not None:
-            net.get_parameter("diam_labels").data.fill_(self.diameter)
+        if self._known_diameter is not None:
+            net.get_parameter("diam_labels").data.fill_(self._known_diameter)
         return self._around(net)
 
     def save(self, path: str | Path, *, register: bool = False) -> None:
@@ -285,7 +285,7 @@ class CellposeAdapter(Adapter):
         path = Path(path).expanduser()
         if register:
             check_free(path.name)
-        write_weights(self.model, path, self._shapes, self.diameter)
+        write_weights(self.model, path, self._shapes, self._known_diameter)
         print(f"Open it with {opening_line(path, self.model, self._template)}")
         if register:
             register_in_gui(path)
@@ -302,8 +302,7 @@ class CellposeAdapter(Adapter):
 
     def evaluation(self) -> str:
         """What `eval` must be told, as `.eval(image, ...)`; empty where that is nothing."""
-        # a file of version 3 knows its diameter
-        diameter = self.diam_mean if self.channels else self.diameter
+        diameter = self.diam_mean if self.channels else self.diameter  # version 3: in the file
         return evaluation(
             self.normalization,
             channels=(self.channel_choice, None),
@@ -313,6 +312,11 @@ class CellposeAdapter(Adapter):
             min_size=(self.min_size, 15),
             resample=(self.resample, True),
         )
+
+    @property
+    def _known_diameter(self) -> float | None:
+        """None where it is only version 4's word for the images' own scale."""
+        return self.diameter if self.channels or "scale" in self.settled else None
 
     @property
     def _scale(self) -> float:

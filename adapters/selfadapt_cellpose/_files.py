@@ -267,16 +267,16 @@ def write_weights(
 ) -> None:
     """Save the flat float32 state dict of `net`, checked against `shapes` first, atomically.
 
-    `diameter` becomes its `diam_labels`, which tell Cellpose.
+    `diameter` becomes its `diam_labels`, which tell Cellpose; None leaves them.
     """
     state = {
         name: tensor.detach().cpu().float() if tensor.is_floating_point() else tensor.cpu()
         for name, tensor in net.state_dict().items()
     }
-    if diameter is not None:
-        state["diam_labels"] = torch.full_like(state["diam_labels"], diameter)
     if wrong := difference(state, shapes):
         raise ModelError(f"the network cannot be saved for Cellpose: it {wrong}.")
+    if diameter is not None:
+        state["diam_labels"] = torch.full_like(state["diam_labels"], diameter)
     if not path.absolute().parent.is_dir():
         raise ModelError(f"there is no folder {str(path.absolute().parent)!r} to save to.")
     if path.is_dir():
