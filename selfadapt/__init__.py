@@ -6,7 +6,6 @@ from selfadapt._adapter import Adapter as Adapter
 from selfadapt._batch_norm import adabn as adabn
 from selfadapt._calibrate import calibrate as calibrate
 from selfadapt._check import estimate_quality as estimate_quality
-from selfadapt._config import LOOPS as LOOPS
 from selfadapt._config import Config as Config
 from selfadapt._crops import Crops as Crops
 from selfadapt._errors import AdapterNotFoundError as AdapterNotFoundError

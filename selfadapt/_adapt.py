@@ -17,7 +17,7 @@ from selfadapt._calibrate import FOUND, go_on, search
 from selfadapt._config import Config
 from selfadapt._crops import Crops, evenly, hold_out
 from selfadapt._errors import ConfigError
-from selfadapt._images import LazyImage, open_images
+from selfadapt._images import LazyImage, open_windows
 from selfadapt._judge import Judge
 from selfadapt._masks import refuse_masks
 from selfadapt._monitors import EmbeddingDrift, Monitor
@@ -147,11 +147,11 @@ def adapt(
         raise ConfigError("resume=True needs output_dir, the folder of the run to go on with.")
     directory = _open_directory(output_dir)
     directory.check(config, resume=resume)
-    sources = _windows_of(images, channel_axis)
+    sources = open_windows(images, channel_axis=channel_axis)
     if validation is None:
         sources, held_out = hold_out(sources, config)
     else:
-        given = _windows_of(validation, channel_axis)
+        given = open_windows(validation, channel_axis=channel_axis)
         refuse_masks(given)
         held_out = evenly(given, config.validation_images)
     calibration = _calibration(adapter, sources, directory, calibrate, progress=progress)
@@ -228,11 +228,6 @@ def _open_directory(output_dir: str | Path | RunDirectory | None) -> RunDirector
     if output_dir is None:
         weakref.finalize(directory, shutil.rmtree, directory.path, ignore_errors=True)
     return directory
-
-
-def _windows_of(images: Any, channel_axis: int | None) -> Sequence[LazyImage]:
-    listed = open_images(images, channel_axis=channel_axis)
-    return [window for image in listed for window in image.windows()]
 
 
 def _with_snapshot(

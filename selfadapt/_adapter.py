@@ -153,6 +153,11 @@ class Adapter(ABC):
         self.settled |= given.keys()
         self.auto |= {k for k, v in fields.items() if _is_auto(v)}
 
+    @property
+    def said(self) -> dict[str, Any]:
+        """The settled fields of `input`, with their values."""
+        return {name: getattr(self.input, name) for name in self.settled}
+
     def with_input(self, input: Input) -> Self:
         """This adapter with images going in in another way; what differs is settled by that.
 

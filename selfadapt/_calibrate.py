@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from selfadapt._adapter import Adapter
 from selfadapt._errors import CheckpointError, ConfigError
-from selfadapt._images import open_images
+from selfadapt._images import open_windows
 from selfadapt._input import Input
 from selfadapt._look import STEP
 from selfadapt._masks import refuse_masks
@@ -24,7 +24,8 @@ from selfadapt._trials import WINDOWS, Place, Trial, choose_places, tried
 
 logger = logging.getLogger(__name__)
 
-SCALES = tuple(round(STEP**k, 3) for k in range(-6, 5))
+POWERS = range(-6, 5)
+SCALES = tuple(round(STEP**k, 3) for k in POWERS)
 """Pixels of the network per pixel of the image that are tried."""
 FOUND = frozenset({"scale", "invert"})
 """What is always found, where it is open; channels only where there are too many."""
@@ -109,8 +110,7 @@ def search(
             f"{type(adapter).__name__} cannot decode instances, and scale and polarity are judged "
             "by these: say them, or override its `decode`."
         )
-    listed = open_images(images, channel_axis=channel_axis)
-    sources = [window for image in listed for window in image.windows()]
+    sources = open_windows(images, channel_axis=channel_axis)
     refuse_masks(sources)
     places = choose_places(sources)
     scales = _scales(adapter, places)
@@ -150,11 +150,9 @@ def search(
 def _choose(adapter: Adapter, trials: Sequence[Trial]) -> Calibration:
     """The best of the trials that agree with what the user has said."""
     ours = adapter.input
-    said = {name: getattr(ours, name) for name in adapter.settled}
+    said = adapter.said.items()
     allowed = [
-        trial
-        for trial in trials
-        if all(getattr(trial.input, name) == value for name, value in said.items())
+        trial for trial in trials if all(getattr(trial.input, name) == v for name, v in said)
     ]
     best = max(trials, key=lambda trial: trial.score)
     chosen = max(allowed, key=lambda trial: trial.score)
@@ -178,8 +176,7 @@ def go_on(adapter: Adapter, saved: Mapping[str, Any]) -> Adapter:
         input = Input.from_dict(saved)
     except (TypeError, ConfigError) as error:
         raise CheckpointError(f"what the run says of its input is damaged ({error}).") from None
-    said = {name: getattr(adapter.input, name) for name in adapter.settled}
-    return settle(adapter, replace(input, **said))
+    return settle(adapter, replace(input, **adapter.said))
 
 
 def settle(adapter: Adapter, input: Input) -> Adapter:
@@ -195,7 +192,7 @@ def _scales(adapter: Adapter, places: Sequence[Place]) -> list[float]:
     if "scale" not in adapter.adjustable:
         return [ours]
     if "scale" in adapter.settled:
-        return [ours * STEP**k for k in range(-6, 5)]
+        return [ours * STEP**k for k in POWERS]
     shortest = min(min(place.image.shape[1:]) for place in places)
     least = max(adapter.side_multiple, LEAST_SIDE) / shortest
     return [scale for scale in SCALES if scale >= least] or [ours]

@@ -6,7 +6,7 @@ from selfadapt._adapter import Adapter
 from selfadapt._calibrate import calibrate
 from selfadapt._crops import evenly
 from selfadapt._errors import ConfigError, ImageError
-from selfadapt._images import open_images
+from selfadapt._images import open_windows
 from selfadapt._judge import Judge
 from selfadapt._look import Look
 from selfadapt._masks import refuse_masks
@@ -43,8 +43,7 @@ def look_at(
             f"{type(adapter).__name__} cannot decode instances, and quality is judged by these: "
             "override its `decode`."
         )
-    listed = open_images(images, channel_axis=channel_axis)
-    sources = [window for image in listed for window in image.windows()]
+    sources = open_windows(images, channel_axis=channel_axis)
     refuse_masks(sources)
     if adapter.auto:
         adapter = calibrate(adapter, sources)

@@ -141,6 +141,12 @@ def open_images(images: Any, *, channel_axis: int | None = None) -> list[LazyIma
     return found
 
 
+def open_windows(images: Any, *, channel_axis: int | None = None) -> Sequence[LazyImage]:
+    """As `open_images`; of large images their windows."""
+    listed = open_images(images, channel_axis=channel_axis)
+    return [window for image in listed for window in image.windows()]
+
+
 def _describe(images: Any) -> str:
     return repr(str(images)) if isinstance(images, str | Path) else f"the {type(images).__name__}"
 

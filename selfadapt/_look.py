@@ -1,7 +1,7 @@
 """What a network does with held-out images: the figures that a decision can rest on."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
@@ -52,6 +52,17 @@ def copies(symmetries: Sequence[Symmetry]) -> list[Symmetry]:
     return [g for g in COPIES if g in symmetries][:COPIES_USED]
 
 
+def found_in_copy(
+    find: Callable[[Tensor, tuple[int, int]], Labels],
+    g: Symmetry,
+    image: Tensor,
+    size: tuple[int, int],
+) -> Labels:
+    """Instances of a flipped or turned copy of `[C, H, W]`, moved back; `size` is the image's."""
+    labels = find(g.move(image).contiguous(), size[::-1] if g.transposes else size)
+    return g.inverse.move(torch.from_numpy(labels)).contiguous().numpy()
+
+
 @torch.no_grad()
 def views(adapter: Adapter, model: nn.Module, image: Tensor, size: tuple[int, int]) -> Views:
     """Segment a prepared window `[C, H, W]`: as it is, turned, at two other scales, and faded.
@@ -72,8 +83,7 @@ def views(adapter: Adapter, model: nn.Module, image: Tensor, size: tuple[int, in
     with evaluating(model):
         # under TTA they would be the same copies once more
         for g in () if adapter.input.tta else copies(adapter.outputs.symmetries):
-            labels = found(g.move(image), size[::-1] if g.transposes else size)
-            turned.append(g.inverse.move(torch.from_numpy(labels)).contiguous().numpy())
+            turned.append(found_in_copy(found, g, image, size))
         for factor in (1 / STEP, STEP):
             sides = [max(round(n * factor), 1) for n in image.shape[-2:]]
             scaled = functional.interpolate(image[None], sides, mode="bilinear", antialias=True)

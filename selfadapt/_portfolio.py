@@ -157,13 +157,14 @@ class Portfolio:
 
     def _open(self, name: str) -> SelfAdaptation:
         """The run of a way to adapt, as far as it has come."""
-        state = self.directory.load_checkpoint(name)
         run = self.run
         if name != DEFAULT:
             run = SelfAdaptation(run.adapter, self._ways[name])
+        elif run.iteration > 0:  # it has been here, in this process
+            return run
+        state = self.directory.load_checkpoint(name)
         if state is not None:
-            if run.iteration == 0:  # else it has been here, in this process
-                run.load_state_dict(state)
+            run.load_state_dict(state)
         elif (start := self._start()).snapshot != 0:
             run.start_from(self._network(start))
         return run

@@ -67,7 +67,7 @@ def write_report(run: str | Path | RunDirectory, scores: Sequence[str] = ()) -> 
     rows = "".join(
         f"<tr{' class=chosen' if (row['candidate'], int(row['iteration'])) == kept else ''}>"
         f"<td>{html.escape(row['candidate'])}</td><td>{row['iteration']:.0f}</td>"
-        + "".join(f"<td>{_figure(name, row.get(name))}</td>" for name in _TABLE)
+        + "".join(f"<td>{_figure(row.get(name))}</td>" for name in _TABLE)
         + "</tr>"
         for row in history
         if "d_emb" in row
@@ -108,10 +108,10 @@ def _quality(quality: Mapping[str, float | None]) -> str:
     return "unknown" if ap is None else f"{ap:.2f} ({low:.2f} to {high:.2f})"
 
 
-def _figure(name: str, value: float | None) -> str:
+def _figure(value: float | None) -> str:
     if value is None or math.isnan(value):
         return "-"
-    return f"{value:.0f}" if name == "iteration" else f"{value:.3f}"
+    return f"{value:.3f}"
 
 
 def _draw_curves(history: Sequence[Row], kept: str, chosen: float, own: Mapping[str, float]) -> str:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-import torch
 from scipy import ndimage
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from selfadapt._crops import evenly
 from selfadapt._errors import ImageError
 from selfadapt._images import LazyImage
 from selfadapt._input import Input, prepare
-from selfadapt._look import copies
+from selfadapt._look import copies, found_in_copy
 from selfadapt._matching import Matches
 from selfadapt._normalize import Image, is_constant
 from selfadapt._predict import Labels, predict
@@ -174,7 +173,7 @@ def tried(
     places: Sequence[Place],
     inputs: Sequence[Input],
     step: Callable[[], Any],
-    windows: int = WINDOWS,
+    windows: int,
 ) -> Iterator[Trial]:
     """One trial per input; these differ in their scales only, which rise.
 
@@ -228,15 +227,13 @@ def _segmented(adapter: Adapter, place: Place, cut: tuple[slice, slice]) -> tupl
     pixels = prepare(adapter, image, place.name, place.whole)
     symmetries = adapter.outputs.symmetries
     g = D4[1] if D4[1] in symmetries else next(iter(copies(symmetries)), D4[0])
-    plain = _labels(adapter, pixels, size)
-    copy = _labels(adapter, g.move(pixels).contiguous(), size[::-1] if g.transposes else size)
-    return plain, g.inverse.move(torch.from_numpy(copy)).contiguous().numpy()
 
+    def find(pixels: Tensor, size: tuple[int, int]) -> Labels:
+        found = predict(adapter, adapter.model, pixels, size).instances
+        assert found is not None
+        return found
 
-def _labels(adapter: Adapter, pixels: Tensor, size: tuple[int, int]) -> Labels:
-    found = predict(adapter, adapter.model, pixels, size).instances
-    assert found is not None
-    return found
+    return find(pixels, size), found_in_copy(find, g, pixels, size)
 
 
 def _trial(input: Input, found: Sequence[_Seen], neighbours: Sequence[Sequence[_Seen]]) -> Trial:

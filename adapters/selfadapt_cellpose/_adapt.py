@@ -9,7 +9,7 @@ from typing import Any, Literal
 from cellpose.models import CellposeModel
 
 import selfadapt
-from selfadapt import LOOPS, Config
+from selfadapt import Config
 from selfadapt_cellpose._adapter import CellposeAdapter
 
 
@@ -55,7 +55,7 @@ def adapt(
     """
     config = config or Config()
     if config.candidates == "auto":  # all but TTA, which `eval` does not know
-        config = replace(config, candidates=",".join((*LOOPS, "teacher")))
+        config = replace(config, candidates=",".join(n for n in config.chosen if n != "tta"))
     result = selfadapt.adapt(
         CellposeAdapter(model, diameter=diameter, channels=channels, **options),
         images,

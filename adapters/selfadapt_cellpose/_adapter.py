@@ -3,9 +3,8 @@
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 from selfadapt import (
     Adapter,
     Binary,
-    ConfigError,
     ImageError,
     Input,
     OutputSpec,
@@ -168,7 +166,7 @@ class CellposeAdapter(Adapter):
         return bottleneck(model)
 
     @property
-    def input(self) -> Input:  # type: ignore[override]
+    def input(self) -> Input:
         """In the core's words; Cellpose's own are `diameter`, `normalize` and `invert`."""
         low, high = self.normalization.get("percentile") or (1.0, 99.0)
         return Input(
@@ -179,24 +177,15 @@ class CellposeAdapter(Adapter):
             tta=self.tta,
         )
 
-    def with_input(self, input: Input) -> Self:
-        adapter = copy.copy(self)
-        adapter.tta = input.tta
-        adapter.normalization = self.normalization | {"invert": input.invert}
-        if (input.low, input.high) != (self.input.low, self.input.high):
-            adapter.normalization["percentile"] = (input.low, input.high)
-        if self.diameter is None or input.scale != self.input.scale:
-            adapter.diameter = self.diam_mean / input.scale
-        changed = {
-            name for name, value in asdict(self.input).items() if getattr(input, name) != value
-        }
-        adapter.settled, adapter.auto = self.settled | changed, self.auto - changed
-        if replace(adapter.input, scale=input.scale) != input:  # but for the rounding of a scale
-            raise ConfigError(
-                "CellposeAdapter takes channels by its own option `channels`: leave those of "
-                "Input as they are."
-            )
-        return adapter
+    @input.setter
+    def input(self, input: Input) -> None:
+        self.tta = input.tta
+        ours = self.input
+        self.normalization = self.normalization | {"invert": input.invert}
+        if (input.low, input.high) != (ours.low, ours.high):
+            self.normalization["percentile"] = (input.low, input.high)
+        if self.diameter is None or input.scale != ours.scale:
+            self.diameter = self.diam_mean / input.scale
 
     def prepare(
         self, image: NDArray[Any], whole: NDArray[Any] | None = None

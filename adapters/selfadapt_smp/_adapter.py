@@ -222,8 +222,7 @@ class SmpAdapter(Adapter):
         except TypeError as error:
             raise ModelError(f"{SIDECAR} of {model!r} is damaged: {error}.") from None
         if saved is not None:  # what is said now comes first
-            said = {name: getattr(adapter.input, name) for name in adapter.settled}
-            adapter.input = replace(Input.from_dict(saved), **said)
+            adapter.input = replace(Input.from_dict(saved), **adapter.said)
             adapter.settled |= {"scale", "invert", "gray"} - adapter.auto
         return adapter
 
