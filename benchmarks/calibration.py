@@ -10,8 +10,6 @@ every scale and in both polarities. Resumable by pair; an hour on two cores. Wit
 the tables are made.
 """
 
-import argparse
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import filled
+from common import add_line, fill, read_lines, results, table
 from numpy.typing import NDArray
 from settings import NETWORKS, Pairs, pairs
 from sources import DOMAINS
@@ -171,67 +169,53 @@ def left_out(these: Sequence[Pair]) -> list[float]:
     return shares
 
 
-def table(these: Sequence[Pair]) -> str:
-    rows = [
-        "| choice | mean | median | worst three | above 0.88 |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    shares = {name: [pair.share(scores(pair)) for pair in these] for name, scores in RULES.items()}
-    shares["powers and doubt from other domains"] = left_out(these)
-    for name, values in shares.items():
-        worst = ", ".join(f"{value:.2f}" for value in sorted(values)[:3])
-        close = np.mean(np.array(values) > CLOSE)
-        rows.append(
-            f"| {name} | {np.mean(values):.2f} | {np.median(values):.2f} | {worst} | {close:.0%} |"
-        )
-    return "\n".join(rows)
+def shares(these: Sequence[Pair]) -> str:
+    """The AP of each choice over the best one."""
+    values = {name: [pair.share(scores(pair)) for pair in these] for name, scores in RULES.items()}
+    values["powers and doubt from other domains"] = left_out(these)
+    rows = []
+    for name, got in values.items():
+        worst = ", ".join(f"{value:.2f}" for value in sorted(got)[:3])
+        close = np.mean(np.array(got) > CLOSE)
+        rows.append([name, f"{np.mean(got):.2f}", f"{np.median(got):.2f}", worst, f"{close:.0%}"])
+    return table(["choice", "mean", "median", "worst three", f"above {CLOSE}"], rows)
 
 
 def missed(these: Sequence[Pair]) -> str:
     """Where the loss comes from."""
-    rows = ["| pair | chosen | AP | best | AP |", "| --- | --- | --- | --- | --- |"]
+    rows = []
     for pair in these:
         scores = RULES["as shipped"](pair)
-        chosen, best = (pair.trials[int(np.argmax(each))] for each in (scores, pair.aps))
         if pair.share(scores) < CLOSE:
-            ways = [f"{t['scale']:.2f}{', inverted' * t['invert']}" for t in (chosen, best)]
-            aps = [f"{_ap(*t['truth']):.2f}" for t in (chosen, best)]
-            rows.append(f"| {pair.name} | {ways[0]} | {aps[0]} | {ways[1]} | {aps[1]} |")
-    return "\n".join(rows)
+            cells = [pair.name]
+            for each in (scores, pair.aps):
+                trial = pair.trials[int(np.argmax(each))]
+                way = f"{trial['scale']:.2f}{', inverted' * trial['invert']}"
+                cells += [way, f"{_ap(*trial['truth']):.2f}"]
+            rows.append(cells)
+    return table(["pair", "chosen", "AP", "best", "AP"], rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shared", type=Path)
-    parser.add_argument("--networks", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--docs", type=Path)
+    parser = results(__doc__)
     parser.add_argument("--skip", nargs="*", default=[], help="networks that are left out")
     args = parser.parse_args()
-    lines = args.out.read_text().splitlines() if args.out.exists() else []
-    done = {(each["network"], each["domain"]) for each in map(json.loads, lines)}
-    if args.shared:
-        torch.set_num_threads(1)
-        todo = [(n, d) for d, n in product(DOMAINS, NETWORKS) if n not in args.skip]
-        for network, domain in todo:
-            if (network, domain) in done:
-                continue
+    done = {(each["network"], each["domain"]) for each in read_lines(args.out)}
+    todo = [(n, d) for d, n in product(DOMAINS, NETWORKS) if n not in args.skip]
+    torch.set_num_threads(1)
+    for network, domain in todo if args.shared else ():
+        if (network, domain) not in done:
             began = time.time()
-            facts = line(network, domain, args.shared, args.networks)
-            with args.out.open("a") as out:
-                print(json.dumps(facts), file=out, flush=True)
+            add_line(args.out, line(network, domain, args.shared, args.networks))
             print(f"{network} {domain}: {time.time() - began:.0f} s", flush=True)
-        lines = args.out.read_text().splitlines()
     every = [
         Pair(f"{each['network']}, {each['domain']}", each["domain"], each["own"], each["trials"])
-        for each in map(json.loads, lines)
+        for each in read_lines(args.out)
     ]
     these = [pair for pair in every if pair.aps.max() >= WORTH]
-    tables = {"calibration": table(these), "calibration-missed": missed(these)}
+    tables = {"calibration": shares(these), "calibration-missed": missed(these)}
     print(f"{len(these)} of {len(every)} pairs\n", *tables.values(), sep="\n\n")
-    if args.docs:
-        page = args.docs / "evidence.md"
-        page.write_text(filled(page.read_text(), tables))
+    fill(args.docs, tables)
 
 
 if __name__ == "__main__":

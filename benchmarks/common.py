@@ -1,10 +1,13 @@
 """What several benchmarks share: the shell, scores, and what a criterion keeps."""
 
+import argparse
+import json
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from selfadapt import Adapter, Matches, Monitor, match
@@ -57,6 +60,38 @@ def kept(looks: Sequence[dict[str, Any]], stop: Monitor | Agreement) -> dict[str
     """The look that a criterion keeps."""
     chosen = stop.choose(looks)
     return next(look for look in looks if look["iteration"] == chosen)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Of Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def results(doc: str | None) -> argparse.ArgumentParser:
+    """The parser of a script that adds lines to a file, and makes tables of all of them."""
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("--shared", type=Path, help="the data; without, only tables are made")
+    parser.add_argument("--networks", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--docs", type=Path, help="folder whose evidence.md gets the tables")
+    return parser
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """What is there of such a file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def add_line(path: Path, facts: Mapping[str, Any]) -> None:
+    with path.open("a") as file:
+        print(json.dumps(facts), file=file)
+
+
+def fill(docs: Path | None, tables: Mapping[str, str]) -> None:
+    """Write tables into the evidence, if a folder is given."""
+    if docs:
+        page = docs / "evidence.md"
+        page.write_text(filled(page.read_text(), tables))
 
 
 def filled(text: str, tables: Mapping[str, str]) -> str:

@@ -1,11 +1,11 @@
 """The tables of `docs/evidence.md`, from cells that `evidence_cells.read` has read."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain, product
 
 import numpy as np
-from common import Agreement
+from common import Agreement, table
 from evidence import BASELINES, NETWORKS, SETTINGS, STATISTICS
 from evidence_cells import (
     AGREEMENT,
@@ -43,10 +43,6 @@ KEPT = ap(AGREEMENT)
 def cell(values: Sequence[float]) -> str:
     spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
     return f"{np.mean(values):.3f}{spread}" if values else ""
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
 def trained_statistics(cells: Cells, pair: str) -> Runs:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import filled
+from common import fill, table
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
@@ -189,11 +189,6 @@ def choose(these: Sequence[Change], accepted: Callable[[Change, Thresholds], boo
 # --- tables --------------------------------------------------------------------------------------
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
 def left_out(settings: Sequence[Setting], only: str = "") -> tuple[Array, Array]:
     """Estimate of each setting, and whether it is trusted, without its domain."""
     estimates, trusted = np.zeros(len(settings)), np.zeros(len(settings), bool)
@@ -307,9 +302,7 @@ def main() -> None:
         tables["judge-anchors"] = anchor_table(settings, args.anchors)
     for name, text in tables.items():
         print(f"\n{name}\n{text}")
-    if args.docs:
-        page = args.docs / "evidence.md"
-        page.write_text(filled(page.read_text(), tables))
+    fill(args.docs, tables)
     if args.constants:
         weights = fit(settings)
         estimates = predicted(settings, weights)

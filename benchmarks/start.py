@@ -10,8 +10,6 @@ the input that was found. Baselines get the same input. A cell is a pair and a s
 each; resumable. "Best of all" knows the labels. Without --shared only the tables are made.
 """
 
-import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,9 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from baselines import tent
-from calibration import spread, truth
-from common import filled
+from baselines import tent, tta
+from calibration import WORTH, spread, truth
+from common import add_line, fill, read_lines, results, table
+from evidence import SETTINGS
 from settings import NETWORKS, pairs
 from sources import DOMAINS
 
@@ -33,8 +32,6 @@ from selfadapt._network import copy_network
 from selfadapt._trials import choose_places
 
 ADAPTED_TO, SCORED = 24, 12
-MEAN_TEACHER = {"views": 1, "mask": False, "l2sp": 0.0, "batch_norm": "batch"}
-"""Like torch-em's: no masks, one view, no anchor, statistics of the batch; our augmentation."""
 PAIRS = [
     ("smp", "fluo256"), ("stardist", "he"), ("smp", "he"), ("broad", "fluo520"),
     ("stardist", "fluo256"), ("smp", "small"), ("general", "small"), ("cells", "he"),
@@ -76,13 +73,13 @@ def cell(network: str, domain: str, seed: int, shared: Path, networks: Path) -> 
         "calibrated": ap(found),
         "calibrated and adapted": kept,
         "best of all": max([*looked.values(), kept]),
-        "TTA": ap(found.with_input(replace(found.input, tta=True))),
+        "TTA": ap(tta(found)),
     }
     crops = Crops(found, open_images(images[:ADAPTED_TO], channel_axis=0), config)
     if "statistics-100" in looked:
         scores["AdaBN"] = looked["statistics-100"]
         scores["TENT"] = ap(tent(found, crops.batches(0, config.iterations), config))
-    run = SelfAdaptation(found, replace(config, **MEAN_TEACHER))
+    run = SelfAdaptation(found, replace(config, **SETTINGS["mean teacher"]))
     for _ in run.iterate(crops.batches(0, config.iterations)):
         pass
     scores["mean teacher"] = ap(found.with_model(copy_network(run.student, run.device)))
@@ -97,69 +94,55 @@ def cell(network: str, domain: str, seed: int, shared: Path, networks: Path) -> 
 
 COLUMNS = ("as it is", "labels' diameter and polarity", "calibrated", "calibrated and adapted",
            "best of all", "TTA", "AdaBN", "TENT", "mean teacher")  # fmt: skip
-WORTH = 0.1
 
 
 def by_pair(cells: Sequence[dict[str, Any]]) -> str:
-    rows = [f"| pair | {' | '.join(COLUMNS)} | outcome |", f"| {'--- | ' * (len(COLUMNS) + 2)}"]
+    rows = []
     for each in cells:
-        values = [
-            f"{each['scores'][name]:.2f}" if name in each["scores"] else "" for name in COLUMNS
-        ]
-        name = f"{each['network']} to {each['domain']}"
+        scores = each["scores"]
+        values = [f"{scores[name]:.2f}" if name in scores else "" for name in COLUMNS]
         outcome = f"{each['outcome']} ({each['candidate']})"
-        rows.append(f"| {name} | {' | '.join(values)} | {outcome} |")
-    return "\n".join(rows)
+        rows.append([f"{each['network']} to {each['domain']}", *values, outcome])
+    return table(["pair", *COLUMNS, "outcome"], rows)
+
+
+def gain(scores: dict[str, float], name: str) -> float:
+    """Against the calibrated network, at most +100 %; of one that finds nothing, none."""
+    before = scores["calibrated"]
+    return min(scores[name] / max(before, 0.05) - 1, 1.0) if before else 0.0
 
 
 def summary(cells: Sequence[dict[str, Any]]) -> str:
     """Change against the calibrated network, over pairs in which anything is found at all."""
-    these = [each for each in cells if each["scores"]["best of all"] >= WORTH]
-    rows = [
-        "| way | pairs | mean AP | mean change | median | worst |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    these = [each["scores"] for each in cells if each["scores"]["best of all"] >= WORTH]
+    rows = []
     for name in COLUMNS:
-        having = [each["scores"] for each in these if name in each["scores"]]
-        if not having:
-            continue
-        ap = np.mean([scores[name] for scores in having])
-        gains = [scores[name] / max(scores["calibrated"], 0.05) - 1 for scores in having]
-        gains = [min(gain, 1.0) if scores["calibrated"] else 0.0
-                 for gain, scores in zip(gains, having, strict=True)]  # fmt: skip
-        told = [f"{value:+.1%}" for value in (np.mean(gains), np.median(gains), min(gains))]
-        rows.append(f"| {name} | {len(having)} | {ap:.3f} | {' | '.join(told)} |")
-    return "\n".join(rows)
+        having = [scores for scores in these if name in scores]
+        if having:
+            ap = np.mean([scores[name] for scores in having])
+            gains = [gain(scores, name) for scores in having]
+            told = [f"{value:+.1%}" for value in (np.mean(gains), np.median(gains), min(gains))]
+            rows.append([name, str(len(having)), f"{ap:.3f}", *told])
+    return table(["way", "pairs", "mean AP", "mean change", "median", "worst"], rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shared", type=Path)
-    parser.add_argument("--networks", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--docs", type=Path)
+    parser = results(__doc__)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     args = parser.parse_args()
-    lines = args.out.read_text().splitlines() if args.out.exists() else []
-    done = {(c["network"], c["domain"], c["seed"]) for c in map(json.loads, lines)}
-    if args.shared:
-        torch.set_num_threads(1)
-        for seed, (network, domain) in product(args.seeds, PAIRS):
-            if (network, domain, seed) in done:
-                continue
+    done = {(c["network"], c["domain"], c["seed"]) for c in read_lines(args.out)}
+    torch.set_num_threads(1)
+    for seed, (network, domain) in product(args.seeds, PAIRS) if args.shared else ():
+        if (network, domain, seed) not in done:
             facts = cell(network, domain, seed, args.shared, args.networks)
-            with args.out.open("a") as out:
-                print(json.dumps(facts), file=out, flush=True)
+            add_line(args.out, facts)
             told = " ".join(f"{name} {value:.3f}," for name, value in facts["scores"].items())
-            print(f"{network} to {domain}: {told} {facts['outcome']} ({facts['candidate']}); "
-                  f"{facts['seconds']} s", flush=True)  # fmt: skip
-        lines = args.out.read_text().splitlines()
-    cells = [json.loads(line) for line in lines]
+            ended = f"{facts['outcome']} ({facts['candidate']}); {facts['seconds']} s"
+            print(f"{network} to {domain}: {told} {ended}", flush=True)
+    cells = read_lines(args.out)
     tables = {"start": by_pair(cells), "start-summary": summary(cells)}
     print(*tables.values(), sep="\n\n")
-    if args.docs:
-        page = args.docs / "evidence.md"
-        page.write_text(filled(page.read_text(), tables))
+    fill(args.docs, tables)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from selfadapt import Adapter, Binary, Config, OutputSpec, Vector
+from selfadapt import Adapter, Binary, Config, OutputSpec, Vector, adapt
 
 SHARED = Path(os.environ.get("SELFADAPT_DATA", Path(__file__).parents[2] / "shared"))
 needs_shared = pytest.mark.skipif(
@@ -94,3 +94,12 @@ def config(**changes) -> Config:
         "candidates": "default",
     }  # fmt: skip
     return Config(**(small | changes))
+
+
+def equal_states(first, second):
+    return all(torch.equal(t, second[name]) for name, t in first.items())
+
+
+def run_adapt(adapter, tmp_path, **changes):
+    options = {"config": config(), "output_dir": tmp_path, "progress": False, "stop": None}
+    return adapt(adapter, IMAGES, **(options | changes))

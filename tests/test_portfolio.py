@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import IMAGES, config
+from helpers import IMAGES, config, equal_states, run_adapt
 
 from selfadapt import (
     CheckpointError,
@@ -19,16 +19,6 @@ from selfadapt import (
 )
 from selfadapt._candidates import loops
 from selfadapt._verdict import decide
-
-
-def equal_states(first, second):
-    return all(torch.equal(t, second[name]) for name, t in first.items())
-
-
-def run_adapt(adapter, tmp_path, **changes):
-    options = {"config": config(), "output_dir": tmp_path, "progress": False, "stop": None}
-    return adapt(adapter, IMAGES, **(options | changes))
-
 
 EVERY = {"candidates": "auto", "iterations": 16, "validation_images": 4}
 

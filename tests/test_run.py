@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from helpers import IMAGES, SmallAdapter, config, discs
+from helpers import IMAGES, SmallAdapter, config, discs, equal_states, run_adapt
 
 from selfadapt import (
     CheckpointError,
@@ -38,15 +38,6 @@ from selfadapt._rundir import RunDirectory
 def batches(count):
     generator = torch.Generator().manual_seed(5)
     return [torch.rand(2, 1, 32, 32, generator=generator) for _ in range(count)]
-
-
-def equal_states(first, second):
-    return all(torch.equal(t, second[name]) for name, t in first.items())
-
-
-def run_adapt(adapter, tmp_path, **changes):
-    options = {"config": config(), "output_dir": tmp_path, "progress": False, "stop": None}
-    return adapt(adapter, IMAGES, **(options | changes))
 
 
 def test_adapt_changes_a_copy_and_fills_the_folder(adapter, tmp_path):
