@@ -90,6 +90,8 @@ class AdaptationResult:
         return _with_snapshot(adapter, self.directory, at, device)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def adapt(
     adapter: Adapter,
     images: Any,

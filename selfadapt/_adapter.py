@@ -3,7 +3,7 @@
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from selfadapt._errors import ConfigError, ModelError
+from selfadapt._errors import ConfigError, ModelError, OutputError
 from selfadapt._images import LazyImage
 from selfadapt._input import Input, prepare
+from selfadapt._network import check_network
 from selfadapt._normalize import (
     Image,
     as_channels_first,
@@ -89,8 +90,9 @@ class Adapter(ABC):
         Default: `forward` on overlapping tiles, blended. Override it where the family has a tiler
         of its own. Returns float32 `[channels, ceil(H / grid), ceil(W / grid)]` on the CPU.
         """
+        kind = next(model.parameters()).dtype  # half-precision networks take no others
         return predict_tiled(
-            lambda tiles: self.forward(model, tiles),
+            lambda tiles: self.forward(model, tiles.to(kind, copy=True)),  # some work in place
             image,
             self.outputs,
             tile=self.fixed_size or self.tile,
@@ -183,15 +185,17 @@ class Adapter(ABC):
             image: numbers `[H, W]`, or three axes of which `channel_axis` holds the channels.
             channel_axis: position of the channel axis, where there is one.
         """
+        check_network(getattr(self, "model", None))
         pixels = as_channels_first(image, channel_axis)
         size = pixels.shape[1], pixels.shape[2]
         if self.can_decode and is_constant(pixels):  # a black frame: nothing to normalise or find
             return np.zeros(size, np.int32)
         prepared = prepare(self, pixels, "the image")
-        instances = predict(self, self.model, prepared, size).instances
-        if instances is None:
+        found = predict(self, self.model, prepared, size)
+        if found.instances is None:
             raise no_decode(self)
-        return instances
+        refuse_not_finite(found.outputs.values())
+        return found.instances
 
     def save(self, path: str | Path) -> None:
         """Write the model as its family's tools load it. Default: a plain state dict."""
@@ -233,6 +237,15 @@ class Adapter(ABC):
 
 def _is_auto(value: Any) -> bool:
     return isinstance(value, str) and value == "auto"
+
+
+def refuse_not_finite(outputs: Iterable[Tensor]) -> None:
+    """Raise OutputError if a network has given NaN or infinity."""
+    if not all(bool(output.isfinite().all()) for output in outputs):
+        raise OutputError(
+            "the network gives NaN or infinity for the image: its weights are damaged, or its "
+            "precision does not do."
+        )
 
 
 def no_decode(adapter: Adapter) -> ModelError:

@@ -1,6 +1,7 @@
 """Batch-norm layers and the statistics that they normalise with."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,8 @@ from selfadapt._adapter import Adapter
 from selfadapt._network import copy_network
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
+Tracking = nn.modules.batchnorm._NormBase
+_TRACKING = ("BatchNorm", "SyncBatchNorm", "InstanceNorm")
 
 
 def batch_norms(model: nn.Module) -> list[BatchNorm]:
@@ -18,11 +21,35 @@ def batch_norms(model: nn.Module) -> list[BatchNorm]:
 
 
 def freeze_statistics(model: nn.Module) -> None:
-    """Let batch-norm layers of a model in train mode use, and keep, their running statistics."""
+    """Let layers of a model in train mode use, and keep, their running statistics.
+
+    These are those of batch norm, and of instance norm where it tracks them.
+    """
     for module in model.modules():
         scripted = getattr(module, "original_name", "")
-        if isinstance(module, BatchNorm) or scripted.startswith(("BatchNorm", "SyncBatchNorm")):
+        if isinstance(module, Tracking) or scripted.startswith(_TRACKING):
             module.eval()
+
+
+@contextmanager
+def single_values_frozen(model: nn.Module) -> Iterator[None]:
+    """Inside, layers that see one value per channel use their running statistics.
+
+    Batch norm in train mode fails on one crop where its map has one pixel: behind global pooling,
+    or at the bottom of a deep network. TorchScript runs its layers where no hook reaches.
+    """
+    handles = [layer.register_forward_pre_hook(_freeze_single) for layer in batch_norms(model)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _freeze_single(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    images = inputs[0]
+    if images.numel() == images.shape[1]:
+        layer.eval()
 
 
 @torch.no_grad()
@@ -44,11 +71,12 @@ def adabn(adapter: Adapter, batches: Iterable[Tensor], share: float = 1.0) -> nn
     layers = batch_norms(model)
     usual = [layer.momentum for layer in layers]
     for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # the plain mean over batches
+        layer.momentum = None  # the plain mean over batches, of which there are none so far
+        layer.num_batches_tracked.zero_()
         layer.train()
-    for images in batches if layers else ():
-        adapter.forward(model, images.to(device))
+    with single_values_frozen(model):
+        for images in batches if layers else ():
+            adapter.forward(model, images.to(device))
     for layer, momentum in zip(layers, usual, strict=True):
         layer.momentum = momentum
     return mixed(adapter.model, model.eval(), share)

@@ -7,28 +7,64 @@ from itertools import chain
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
-from selfadapt._errors import ConfigError, first_line
+from selfadapt._errors import ConfigError, ModelError, first_line
 
 Network = TypeVar("Network", bound=nn.Module)
 
 _NORMS = (
     nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm
 )  # fmt: skip
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 def copy_network(network: Network, device: torch.device, *, frozen: bool = False) -> Network:
     """A float32 copy on `device` with parameters of its own; `frozen`: eval mode, no gradients.
 
-    Copies of TorchScript parameters hang on the graph of the original until they are detached.
+    Copies of TorchScript parameters hang on the graph of the original until they are detached. So
+    do tensors that the old `weight_norm` and `spectral_norm` compute in each forward and keep,
+    which cannot be copied: they are replaced, and computed anew.
     """
-    copied = copy.deepcopy(network)
+    computed = (
+        value
+        for module in network.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    )
+    copied = copy.deepcopy(network, {id(value): value.detach().clone() for value in computed})
     for mine, theirs in zip(copied.parameters(), network.parameters(), strict=True):
         mine.detach_().requires_grad_(theirs.requires_grad and not frozen)
     return copied.to(device, torch.float32).train(network.training and not frozen)
 
 
+def check_network(network: object) -> None:
+    """Raise ModelError unless this is a network that can be copied, kept and used."""
+    if not isinstance(network, nn.Module):
+        raise ModelError(
+            f"the adapter's model is {'missing' if network is None else type(network).__name__}: "
+            "set `self.model` to the trained network, a torch.nn.Module."
+        )
+    if isinstance(network, _WRAPPERS):
+        raise ModelError(
+            f"the network is wrapped in {type(network).__name__}: give what is inside, "
+            "`model.module`, and wrap the adapted network again."
+        )
+    if any(isinstance(parameter, UninitializedParameter) for parameter in network.parameters()):
+        raise ModelError("the network has lazy layers without weights: run it once before.")
+    if next(network.parameters(), None) is None:
+        raise ModelError("the network has no parameters: there is nothing to adapt.")
+    if not all(isinstance(value, Tensor) for value in network.state_dict().values()):
+        raise ModelError(
+            "the network has an extra state (get_extra_state), which snapshots cannot keep: make "
+            "buffers of it."
+        )
+    if not is_finite(network):
+        raise ModelError("weights or buffers of the network are NaN or infinite: load it anew.")
+
+
+@torch.no_grad()
 def is_finite(network: nn.Module) -> bool:
     """Whether no parameter and no buffer is NaN or infinite."""
     return all(

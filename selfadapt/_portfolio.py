@@ -12,7 +12,7 @@ from tqdm import tqdm
 from selfadapt._candidates import STATISTICS, Candidate, initial, loop, loops, statistics
 from selfadapt._config import DEFAULT
 from selfadapt._crops import Crops
-from selfadapt._errors import CheckpointError
+from selfadapt._errors import CheckpointError, OutputError
 from selfadapt._judge import Judge
 from selfadapt._look import Look
 from selfadapt._monitors import Monitor
@@ -110,9 +110,11 @@ class Portfolio:
         """Look at the initial network; bad held-out images show here, before anything is written.
 
         Raises:
-            SelfAdaptError: a held-out image cannot be used, or a criterion sees nothing in them.
+            SelfAdaptError: a held-out image cannot be used, the network gives NaN, or a criterion
+                sees nothing.
         """
-        self._look(initial(self.run))
+        if not self._look(initial(self.run)).look.finite:
+            raise OutputError("the network gives NaN or infinity for held-out images.")
 
     def go(self, *, progress: bool) -> Ending:
         """Begin, or go on where it was, to the end."""

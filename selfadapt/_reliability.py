@@ -53,8 +53,9 @@ class RunningThreshold:
     def __init__(
         self, groups: int, keep: float, floor: float, momentum: float, device: torch.device
     ) -> None:
-        self.threshold = torch.full((groups,), torch.nan, device=device)
-        self._shares = torch.tensor([keep, min(floor, keep)], device=device)
+        single = {"dtype": torch.float32, "device": device}  # whatever torch's default is
+        self.threshold = torch.full((groups,), torch.nan, **single)
+        self._shares = torch.tensor([keep, min(floor, keep)], **single)
         self._momentum = momentum
 
     def update(self, doubt: Tensor, group: Tensor) -> Tensor:

@@ -11,13 +11,19 @@ from torch import Tensor, nn
 
 from selfadapt._adapter import Adapter
 from selfadapt._augment import augment
-from selfadapt._batch_norm import freeze_statistics
+from selfadapt._batch_norm import freeze_statistics, single_values_frozen
 from selfadapt._config import Config
-from selfadapt._errors import CheckpointError, ConfigError, ImageError, first_line
+from selfadapt._errors import CheckpointError, ConfigError, ImageError, ModelError, first_line
 from selfadapt._judge import Judge
 from selfadapt._losses import l2_sp, masked_mean
 from selfadapt._monitors import Monitor
-from selfadapt._network import copy_network, fingerprint, pick_device, select_parameters
+from selfadapt._network import (
+    check_network,
+    copy_network,
+    fingerprint,
+    pick_device,
+    select_parameters,
+)
 from selfadapt._reliability import RunningThreshold
 from selfadapt._schedule import learning_rate
 from selfadapt._state import refuse_difference, refuse_other_tensors
@@ -57,6 +63,7 @@ class SelfAdaptation:
         self.adapter = adapter
         self.config = config = config or Config()
         self.device = pick_device(config.device)
+        check_network(getattr(adapter, "model", None))
         self.initial = copy_network(adapter.model, self.device, frozen=True)
         self.student = copy_network(adapter.model, self.device)
         if adapter.channels_last and self.device.type == "cpu":  # not measured on other devices
@@ -123,6 +130,7 @@ class SelfAdaptation:
         Raises:
             ImageError: the batch has the wrong shape.
             OutputError: the network's output does not fit the heads.
+            ModelError: the outputs have no gradient.
         """
         images = self._check_batch(images)
         labels, masks = self._pseudo_labels(images)
@@ -130,7 +138,8 @@ class SelfAdaptation:
         # caller's random state is untouched
         with self._own_random_state():
             self._set_training()
-            raw = self._forward(self.student, augment(images, self.config, self._generator))
+            with single_values_frozen(self.student):
+                raw = self._forward(self.student, augment(images, self.config, self._generator))
         total = images.new_zeros(())
         info = {}
         for name, head in self.adapter.outputs.items():
@@ -139,6 +148,11 @@ class SelfAdaptation:
             total = total + head.coefficient(self.config) * term
             info[f"loss_{name}"] = term.detach()
             info[f"kept_{name}"] = masks[name].float().mean()
+        if torch.is_grad_enabled() and not total.requires_grad:
+            raise ModelError(
+                "the outputs have no gradient, so nothing can be learned: let `forward` neither "
+                "detach them nor run under torch.no_grad()."
+            )
         info["kept"] = torch.stack([info[f"kept_{name}"] for name in labels]).mean()
         if self.config.l2sp:
             shift = l2_sp(self.parameters(), self._anchors)
@@ -302,7 +316,7 @@ class SelfAdaptation:
     def _forward(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         enabled = self.config.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
-            outputs = self.adapter.forward(model, images)
+            outputs = self.adapter.forward(model, images.clone())  # some work in place
         self.adapter.outputs.check(outputs, (images.shape[-2], images.shape[-1]))
         return {name: output.float() for name, output in outputs.items()}
 

@@ -62,6 +62,9 @@ class OutputSpec(Mapping[str, Head]):
 
     def split(self, raw: Tensor) -> dict[str, Tensor]:
         """Cut `[B, channels, H, W]` into heads, in the order of the spec."""
+        if not isinstance(raw, Tensor) or raw.ndim != 4:
+            shape = list(raw.shape) if isinstance(raw, Tensor) else f"a {type(raw).__name__}"
+            raise OutputError(f"the network gives {shape}: [B, channels, H, W] is needed.")
         if raw.shape[1] != self.channels:
             heads = ", ".join(f"{name} {head.channels}" for name, head in self.items())
             raise OutputError(
@@ -73,6 +76,13 @@ class OutputSpec(Mapping[str, Head]):
 
     def check(self, outputs: Mapping[str, Tensor], image_size: tuple[int, int]) -> None:
         """Raise OutputError unless the outputs have the heads' names, channels and grids."""
+        if not isinstance(outputs, Mapping) or not all(
+            isinstance(output, Tensor) for output in outputs.values()
+        ):
+            raise OutputError(
+                f"forward gives a {type(outputs).__name__}: it must give tensors [B, channels, H, "
+                f"W] by name, for {sorted(self)} (`self.outputs.split` cuts one tensor so)."
+            )
         if set(outputs) != set(self):
             raise OutputError(
                 f"forward gives {sorted(outputs)}, the spec names {sorted(self)}; make them equal."

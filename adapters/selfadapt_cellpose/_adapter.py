@@ -19,6 +19,7 @@ from selfadapt import (
     Binary,
     ImageError,
     Input,
+    OutputError,
     OutputSpec,
     Vector,
     as_channels_first,
@@ -238,7 +239,7 @@ class CellposeAdapter(Adapter):
         self._check_size(pixels)
         pixels, options = self._for_cellpose(pixels)
         with no_word_on_sparse_tensors():
-            masks: NDArray[Any] = self._around(self.model).eval(
+            masks, flows = self._around(self.model).eval(
                 pixels,
                 channels=options.get("channels"),
                 channel_axis=options["channel_axis"],
@@ -248,8 +249,10 @@ class CellposeAdapter(Adapter):
                 min_size=self.min_size,
                 normalize=self.normalization,
                 resample=self.resample,
-            )[0]
-        return masks.astype(np.int32)
+            )[:2]
+        if not all(np.isfinite(flow).all() for flow in flows[1:3]):  # of which eval says nothing
+            raise OutputError("the network gives NaN or infinity for the image: load it anew.")
+        return np.asarray(masks, np.int32)
 
     def cellpose_model(self) -> CellposeModel:
         """A `CellposeModel` of its own around a copy of the network, ready for `eval`.
