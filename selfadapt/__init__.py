@@ -23,12 +23,12 @@ from selfadapt._heads import Rays as Rays
 from selfadapt._heads import Regression as Regression
 from selfadapt._heads import Scalar as Scalar
 from selfadapt._heads import Vector as Vector
-from selfadapt._images import LazyImage as LazyImage
 from selfadapt._images import open_images as open_images
 from selfadapt._input import Input as Input
 from selfadapt._input import check_settled as check_settled
 from selfadapt._input import prepare as prepare
 from selfadapt._judge import Judge as Judge
+from selfadapt._lazy import LazyImage as LazyImage
 from selfadapt._look import Look as Look
 from selfadapt._matching import Matches as Matches
 from selfadapt._matching import match as match

@@ -17,8 +17,9 @@ from selfadapt._calibrate import FOUND, go_on, search
 from selfadapt._config import Config
 from selfadapt._crops import Crops, evenly, hold_out
 from selfadapt._errors import ConfigError
-from selfadapt._images import LazyImage, open_windows
+from selfadapt._images import open_windows
 from selfadapt._judge import Judge
+from selfadapt._lazy import LazyImage
 from selfadapt._masks import refuse_masks
 from selfadapt._monitors import EmbeddingDrift, Monitor
 from selfadapt._network import copy_network

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from selfadapt._errors import ConfigError, ModelError, OutputError
-from selfadapt._images import LazyImage
 from selfadapt._input import Input, prepare
+from selfadapt._lazy import LazyImage
 from selfadapt._network import check_network
 from selfadapt._normalize import (
     Image,

@@ -72,7 +72,8 @@ def adabn(adapter: Adapter, batches: Iterable[Tensor], share: float = 1.0) -> nn
     usual = [layer.momentum for layer in layers]
     for layer in layers:
         layer.momentum = None  # the plain mean over batches, of which there are none so far
-        layer.num_batches_tracked.zero_()
+        if layer.num_batches_tracked is not None:
+            layer.num_batches_tracked.zero_()
         layer.train()
     with single_values_frozen(model):
         for images in batches if layers else ():

@@ -22,7 +22,8 @@ from selfadapt._check import estimate_quality
 from selfadapt._config import Config
 from selfadapt._demo import run_demo
 from selfadapt._errors import ConfigError, ImageError, SelfAdaptError
-from selfadapt._images import LazyImage, open_images
+from selfadapt._images import open_images
+from selfadapt._lazy import LazyImage
 from selfadapt._masks import refuse_masks
 from selfadapt._matching import Matches, match
 from selfadapt._monitors import EmbeddingDrift, FalseNegativeRate, Monitor

@@ -13,8 +13,8 @@ from torch import Tensor
 from selfadapt._adapter import Adapter
 from selfadapt._config import Config
 from selfadapt._errors import ImageError
-from selfadapt._images import LazyImage
 from selfadapt._input import prepare
+from selfadapt._lazy import LazyImage
 from selfadapt._masks import refuse_masks
 from selfadapt._normalize import Image, checksum, is_constant
 from selfadapt._tiles import pad_far_side, round_up

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from selfadapt._adapter import Adapter
 from selfadapt._errors import ConfigError
-from selfadapt._images import LazyImage, open_images
+from selfadapt._images import open_images
 from selfadapt._input import prepare
+from selfadapt._lazy import LazyImage
 from selfadapt._look import Look, Views, views
 from selfadapt._monitors import EmbeddingDrift, FalseNegativeRate, Monitor
 from selfadapt._network import is_finite

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from selfadapt._errors import ImageError
-from selfadapt._images import LazyImage
+from selfadapt._lazy import LazyImage
 from selfadapt._normalize import Image
 
 

@@ -53,9 +53,9 @@ class RunningThreshold:
     def __init__(
         self, groups: int, keep: float, floor: float, momentum: float, device: torch.device
     ) -> None:
-        single = {"dtype": torch.float32, "device": device}  # whatever torch's default is
-        self.threshold = torch.full((groups,), torch.nan, **single)
-        self._shares = torch.tensor([keep, min(floor, keep)], **single)
+        kind = torch.float32  # whatever torch's default is
+        self.threshold = torch.full((groups,), torch.nan, dtype=kind, device=device)
+        self._shares = torch.tensor([keep, min(floor, keep)], dtype=kind, device=device)
         self._momentum = momentum
 
     def update(self, doubt: Tensor, group: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from torch import Tensor
 from selfadapt._adapter import Adapter
 from selfadapt._crops import evenly
 from selfadapt._errors import ImageError
-from selfadapt._images import LazyImage
 from selfadapt._input import Input, prepare
+from selfadapt._lazy import LazyImage
 from selfadapt._look import copies, found_in_copy
 from selfadapt._matching import Matches
 from selfadapt._normalize import Image, is_constant

@@ -1,0 +1,146 @@
+"""Images that are read when asked for, and how they lie in arrays of more axes."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selfadapt._errors import ImageError
+from selfadapt._normalize import Image, as_channels_first
+
+SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+LARGE, WINDOW = 2048, 1024
+"""An image with a side above LARGE is adapted to in windows of at most WINDOW a side."""
+SAMPLED_WINDOWS, SAMPLED_PIXELS = 64, 2**20
+"""Statistics of such an image come from at most so many windows, evenly spread, and pixels."""
+
+
+@dataclass(frozen=True)
+class LazyImage:
+    """An image that is read when asked for.
+
+    Args:
+        name: the file or item that it comes from.
+        read: gives the pixels, `[C, H, W]`, in the type they are stored in.
+        part: which index of other axes, and which window, of that file; "" for all of it.
+        size: (height, width), where it is known without reading.
+        read_window: gives the pixels of some rows and columns, where they can be read alone.
+        is_window: whether it is a window of a larger image (and may therefore be blank).
+        read_whole: of a window, gives pixels `[C, 1, N]` of the whole image, evenly spread.
+    """
+
+    name: str
+    read: Callable[[], Image]
+    part: str = ""
+    size: tuple[int, int] | None = None
+    read_window: Callable[[slice, slice], Image] | None = None
+    is_window: bool = False
+    read_whole: Callable[[], Image] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.part}".strip()
+
+    @property
+    def stem(self) -> str:
+        """A file name for what is made of this image, without suffix."""
+        known = Path(self.name).suffix.lower() in SUFFIXES
+        stem = Path(self.name).stem if known else self.name
+        return re.sub(r"[^\w. ()+-]", "_", "-".join([stem, *self.part.split()]))
+
+    def whole(self) -> Image | None:
+        """Of a window, pixels of the image that it belongs to; None for an image."""
+        return self.read_whole() if self.read_whole else None
+
+    def windows(self) -> "list[LazyImage]":
+        """The image itself, or equal windows of it if a side is longer than 2048 pixels.
+
+        A window has at most 1024 pixels a side. `whole` says how it is to be normalised: as a part
+        of its image.
+        """
+        if self.size is None or self.read_window is None or max(self.size) <= LARGE:
+            return [self]
+        read = self.read_window
+        rows, columns = (_even_slices(size) for size in self.size)
+        sample = cache(partial(_sampled, read, list(product(rows, columns))))
+        return [
+            LazyImage(
+                self.name,
+                partial(read, r, c),
+                f"{self.part} window{i},{j}".strip(),
+                (r.stop - r.start, c.stop - c.start),
+                is_window=True,
+                read_whole=sample,
+            )
+            for (i, r), (j, c) in product(enumerate(rows), enumerate(columns))
+        ]
+
+
+def _sampled(read: Callable[[slice, slice], Image], places: Sequence[tuple[slice, slice]]) -> Image:
+    """Pixels of evenly spread windows, drawn at random with a fixed seed, `[C, 1, N]`."""
+    chosen = places[:: -(-len(places) // SAMPLED_WINDOWS)]
+    rng = np.random.default_rng(0)
+    parts = []
+    for place in chosen:
+        window = read(*place)
+        flat = window.reshape(len(window), -1)
+        most = SAMPLED_PIXELS // len(chosen)
+        if flat.shape[1] > most:
+            flat = flat[:, rng.integers(flat.shape[1], size=most)]
+        parts.append(flat)
+    return np.asarray(np.concatenate(parts, 1)[:, None])
+
+
+def _even_slices(size: int) -> list[slice]:
+    count = -(-size // WINDOW)
+    return [slice(k * size // count, (k + 1) * size // count) for k in range(count)]
+
+
+def array_axes(ndim: int, channel_axis: int | None) -> str:
+    """Axes of a bare array: those of an image last, stacks (Q) in front."""
+    image = ["Y", "X"]
+    if channel_axis is not None:
+        image.insert(channel_axis % 3, "C")
+    return "Q" * (ndim - len(image)) + "".join(image)
+
+
+def list_axes(array: Any, axes: str, name: str) -> Iterator[LazyImage]:
+    """One image per index of all axes but rows Y, columns X and channels C or S."""
+    kept = [letter for letter in axes if letter in "YXCS"]
+    known = "".join(sorted(kept)) in ("XY", "CXY", "SXY")
+    if not known or len(axes) != len(array.shape):
+        raise ImageError(
+            f"{name} of shape {tuple(array.shape)} has the axes {axes}: an image has two axes, or "
+            "three with channel_axis."
+        )
+    if kept.index("Y") > kept.index("X"):
+        raise ImageError(f"{name} has the axes {axes}: rows (Y) must come before columns (X).")
+    channels = next((i for i, letter in enumerate(kept) if letter in "CS"), None)
+    others = [axis for axis, letter in enumerate(axes) if letter not in "YXCS"]
+    for index in product(*(range(array.shape[axis]) for axis in others)):
+        where = dict(zip(others, index, strict=True))
+        part = " ".join(f"{axes[axis]}{i}" for axis, i in where.items())
+        yield plane(array, name, part, where, channels)
+
+
+def plane(
+    array: Any, name: str, part: str, fixed: dict[int, int], channel_axis: int | None
+) -> LazyImage:
+    """One image of `array`, whose other axes are `fixed` at an index each.
+
+    `channel_axis` counts the axes that are not fixed.
+    """
+    free = [axis for axis in range(len(array.shape)) if axis not in fixed]
+    spatial = free if channel_axis is None else [a for a in free if a != free[channel_axis]]
+
+    def read(rows: slice, columns: slice) -> Image:
+        index: list[Any] = [fixed.get(axis, slice(None)) for axis in range(len(array.shape))]
+        index[spatial[0]], index[spatial[1]] = rows, columns
+        return as_channels_first(np.asarray(array[tuple(index)]), channel_axis, name)
+
+    size = array.shape[spatial[0]], array.shape[spatial[1]]
+    return LazyImage(name, partial(read, slice(None), slice(None)), part, size, read)
