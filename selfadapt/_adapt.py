@@ -22,7 +22,7 @@ from selfadapt._judge import Judge
 from selfadapt._lazy import LazyImage
 from selfadapt._masks import refuse_masks
 from selfadapt._monitors import EmbeddingDrift, Monitor
-from selfadapt._network import copy_network
+from selfadapt._network import checksum_of, copy_network
 from selfadapt._portfolio import TTA, Portfolio
 from selfadapt._predict import predict
 from selfadapt._quality import Quality
@@ -173,24 +173,30 @@ def adapt(
     portfolio = Portfolio(run, crops, judge, stop, directory)
     portfolio.first_look()
     data = {
+        "model": checksum_of(run.initial),
         "images": crops.fingerprints,
         "held_out": judge.fingerprints,
         "measured": [monitor.measure for monitor in judge.monitors],
+        "stop": _named(stop),
         "input": adapter.input.to_dict(),
+        "options": adapter.options(),
     }
-    directory.start(config, data)
-    if calibration is not None:
-        directory.write_json(CALIBRATION, calibration)
-    ending = portfolio.go(progress=progress)
-    adapted = _with_snapshot(adapter, directory, ending.kept.snapshot, run.device)
-    if ending.kept.tta:
-        adapted = adapted.with_input(replace(adapted.input, tta=True))
-    if output_dir is not None:
-        shown = _export(adapter.with_model(run.initial), adapted, judge, directory)
-        thresholds = {stop.name: stop.threshold} if isinstance(stop, Monitor) else {}
-        told = {"thresholds": thresholds, "examples": shown}
-        directory.write_json(INPUT, adapted.input.to_dict())
-        directory.write_json("result.json", ending.to_dict() | told)
+    try:
+        directory.start(config, data, resume=resume)
+        if calibration is not None:
+            directory.write_json(CALIBRATION, calibration)
+        ending = portfolio.go(progress=progress)
+        adapted = _with_snapshot(adapter, directory, ending.kept.snapshot, run.device)
+        if ending.kept.tta:
+            adapted = adapted.with_input(replace(adapted.input, tta=True))
+        if output_dir is not None:
+            shown = _export(adapter.with_model(run.initial), adapted, judge, directory)
+            thresholds = {stop.name: stop.threshold} if isinstance(stop, Monitor) else {}
+            told = {"thresholds": thresholds, "examples": shown}
+            directory.write_json(INPUT, adapted.input.to_dict())
+            directory.write_json("result.json", ending.to_dict() | told)
+    finally:
+        directory.release()
     return AdaptationResult(
         adapted,
         ending.outcome,
@@ -202,6 +208,13 @@ def adapt(
         portfolio.history,
         directory,
     )
+
+
+def _named(stop: Stop | Literal["auto"] | None) -> str:
+    """A criterion, for a file."""
+    if stop in ("auto", None) or isinstance(stop, Monitor):
+        return repr(stop)
+    return getattr(stop, "__qualname__", type(stop).__qualname__)
 
 
 def _calibration(

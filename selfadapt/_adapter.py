@@ -4,7 +4,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -200,6 +200,21 @@ class Adapter(ABC):
     def save(self, path: str | Path) -> None:
         """Write the model as its family's tools load it. Default: a plain state dict."""
         torch.save(self.model.state_dict(), path)
+
+    def options(self) -> dict[str, str]:
+        """The adapter's own settings, for the folder of a run: with others it is not resumed.
+
+        Default: its attributes that are dataclasses, and public ones that are numbers, words,
+        tuples or dictionaries.
+        """
+        kinds = (bool, int, float, str, tuple, dict, type(None))
+        told = {
+            name: repr(value)
+            for name, value in sorted(vars(self).items())
+            if is_dataclass(value) or (isinstance(value, kinds) and not name.startswith("_"))
+        }
+        own = {"input", "settled", "auto"}  # found, and kept by itself
+        return {name: value for name, value in told.items() if name not in own}
 
     def input_options(self) -> dict[str, Any]:
         """Scale and polarity in the words of the adapter's own options."""

@@ -1,11 +1,11 @@
 """The shell: selfadapt demo | adapt | segment | evaluate | check | calibrate | report | ..."""
 
 import argparse
+import io
 import json
 import math
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,16 +21,17 @@ from selfadapt._calibrate import search
 from selfadapt._check import estimate_quality
 from selfadapt._config import Config
 from selfadapt._demo import run_demo
-from selfadapt._errors import ConfigError, ImageError, SelfAdaptError
+from selfadapt._errors import ConfigError, ImageError, OutputError, SelfAdaptError
 from selfadapt._images import open_images
 from selfadapt._lazy import LazyImage
-from selfadapt._masks import refuse_masks
+from selfadapt._masks import pair, refuse_masks
 from selfadapt._matching import Matches, match
 from selfadapt._monitors import EmbeddingDrift, FalseNegativeRate, Monitor
+from selfadapt._network import checksum_of
 from selfadapt._options import ORIGIN, make_parser, model_parser, open_model, option_names
 from selfadapt._registry import adapters
 from selfadapt._report import write_report
-from selfadapt._rundir import RunDirectory, write_file
+from selfadapt._rundir import RunDirectory, begin_segmenting, write_file
 
 NOT_TRUSTED = 3
 """Exit code where the verdict is that a network is not to be trusted."""
@@ -143,41 +144,64 @@ def _segment(words: Sequence[str]) -> None:
     """Write the instances of each image as a label TIFF."""
     parser, kind = model_parser("segment", _segment.__doc__, words)
     parser.add_argument("--out", type=str, required=True, help="folder to write to")
+    parser.add_argument("--resume", action="store_true", help="go on where --out was left")
     options = parser.parse_args(words)
+    if not options.out.strip():
+        raise ConfigError("--out is empty: give a folder to write to.")
     out = Path(options.out)
     sources = open_images(options.images, channel_axis=options.channel_axis)
     refuse_masks(sources)
     files = [out / f"{stem}.tif" for stem in _by_stem(sources)]
     taken = next((file for file in files if file.exists()), None)
-    if taken is not None:
-        raise ImageError(f"{str(taken)!r} exists already: give a new folder.")
-    adapter = _ready(kind, options, sources)
-    out.mkdir(parents=True, exist_ok=True)
-    for source, file in zip(tqdm(sources, unit="image", leave=False), files, strict=True):
-        labels = _segment_source(adapter, source)
-        kept = labels.astype(np.uint16) if labels.max() < 2**16 else labels
-        partial = file.with_suffix(".partial")
-        tifffile.imwrite(partial, kept, compression="zlib")
-        os.replace(partial, file)
-    print(f"{len(files)} label image(s) in {out}")
+    if taken is not None and not options.resume:
+        raise ImageError(f"{str(taken)!r} exists already: give a new folder, or --resume.")
+    adapter, told = _ready(kind, options, sources)
+    begin_segmenting(out, told)
+    bad: dict[str, SelfAdaptError] = {}
+    both = [pair for pair in zip(sources, files, strict=True) if not pair[1].exists()]
+    for source, file in tqdm(both, unit="image", leave=False):
+        try:
+            labels = _segment_source(adapter, source)
+        except (ImageError, OutputError) as error:
+            bad[str(source)] = error
+            continue
+        kept = labels.astype(np.uint16) if labels.max(initial=0) < 2**16 else labels
+        packed = io.BytesIO()
+        tifffile.imwrite(packed, kept, compression="zlib")
+        write_file(file, packed.getvalue())
+    print(f"{len(files) - len(bad)} label image(s) in {out}")
+    _refuse_bad(bad, len(sources))
 
 
-def _ready(kind: type[Adapter], options: Any, sources: Sequence[LazyImage]) -> Adapter:
-    """The adapter, with what is "auto" found in the images."""
-    adapter = open_model(kind, options)[0]
+def _refuse_bad(bad: Mapping[str, SelfAdaptError], of: int) -> None:
+    """Raise for images that could not be used, now that the others are done."""
+    if bad:
+        raise ImageError(
+            f"{len(bad)} of {of} image(s) could not be used: {next(iter(bad.values()))}"
+            + (f" Others: {', '.join(list(bad)[1:4])}." if len(bad) > 1 else "")
+        )
+
+
+def _ready(
+    kind: type[Adapter], options: Any, sources: Sequence[LazyImage]
+) -> tuple[Adapter, dict[str, Any]]:
+    """The adapter, with what is "auto" found in the images; and what it is, for a file."""
+    adapter, told = open_model(kind, options)
     if adapter.auto:
         calibration = search(adapter, sources)
         print(f"Input:   {calibration}", file=sys.stderr)
         adapter = calibration.adapter
     adapter.check(sources)
-    return adapter
+    return adapter, told | {"input": adapter.input.to_dict(), "model": checksum_of(adapter.model)}
 
 
 def _segment_source(adapter: Adapter, source: LazyImage) -> Any:
     try:
         return adapter.segment(source.read(), channel_axis=0)
-    except ImageError as error:
-        raise ImageError(f"{source}: {error}") from None
+    except (ImageError, OutputError) as error:
+        if str(error).startswith(source.name):
+            raise
+        raise type(error)(f"{source}: {error}") from None
 
 
 def _by_stem(sources: Sequence[LazyImage]) -> dict[str, LazyImage]:
@@ -201,26 +225,35 @@ def _evaluate(words: Sequence[str]) -> None:
     options = parser.parse_args(words)
     sources = open_images(options.images, channel_axis=options.channel_axis)
     refuse_masks(sources)
-    masks = _by_stem(open_images(options.masks))
-    missing = [str(source) for stem, source in _by_stem(sources).items() if stem not in masks]
+    one_folder = Path(options.images).absolute() == Path(options.masks).absolute()
+    masks = pair(sources, open_images(options.masks, labels=True), one_folder=one_folder)
     _check_json(options.json)
-    if missing:
-        raise ImageError(f"no mask in {options.masks!r} for {missing[0]} ({len(missing)} missing).")
-    adapter = _ready(kind, options, sources)
+    adapter, _ = _ready(kind, options, sources)
     per_image = []
-    for source in tqdm(sources, unit="image", leave=False):
-        mask = masks[source.stem].read()
-        if len(mask) != 1:
-            raise ImageError(f"the mask of {source} has {len(mask)} channels, not one.")
-        found = _segment_source(adapter, source)
+    bad: dict[str, SelfAdaptError] = {}
+    for source, mask in tqdm(list(zip(sources, masks, strict=True)), unit="image", leave=False):
         try:
-            per_image.append(match(mask[0], found, IOUS))
-        except ImageError as error:
-            raise ImageError(f"the mask of {source}: {error}") from None
-    scores = json.dumps(summarise(per_image), indent=2)
+            per_image.append(_matches(mask, source, _segment_source(adapter, source)))
+        except (ImageError, OutputError) as error:
+            bad[str(source)] = error
+    if not per_image:
+        _refuse_bad(bad, len(sources))
+    scores = json.dumps(summarise(per_image) | {"left_out": list(bad)}, indent=2)
     if options.json:
         write_file(Path(options.json), f"{scores}\n".encode())
     print(scores)
+    _refuse_bad(bad, len(sources))
+
+
+def _matches(mask: LazyImage, source: LazyImage, found: Any) -> list[Matches]:
+    """Of what was found with the mask of an image, at the thresholds `IOUS`."""
+    labels = mask.read()
+    if len(labels) != 1:
+        raise ImageError(f"the mask of {source} has {len(labels)} channels, not one.")
+    try:
+        return match(labels[0], found, IOUS)
+    except ImageError as error:
+        raise ImageError(f"the mask of {source}: {error}") from None
 
 
 def summarise(per_image: Sequence[Sequence[Matches]]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from selfadapt._adapter import Adapter
 from selfadapt._config import Config
 from selfadapt._errors import ImageError
-from selfadapt._input import prepare
+from selfadapt._input import prepare, refuse_not_finite
 from selfadapt._lazy import LazyImage
 from selfadapt._masks import refuse_masks
 from selfadapt._normalize import Image, checksum, is_constant
@@ -43,17 +43,19 @@ class Crops:
         self._cache: OrderedDict[int, Tensor] = OrderedDict()
         self._useless: set[int] = set()
         self._checked = False
+        self._error: ImageError | None = None
         self._channels: int | None = None
         self.fingerprints = [str(image) for image in images]
         """Name of each image, in order; after `check` those that it has read have a checksum."""
         self.side = crop_side(adapter, config)
 
     def check(self) -> None:
-        """Read the first images, so that bad ones are refused before any work starts.
+        """Read the first images, so that bad ones are named before any work starts.
+
+        One that cannot be read or used, or is smaller than the network takes, is left out.
 
         Raises:
-            ImageError: an image cannot be read or used or is smaller than the network takes, all
-                are masks or constant, or they differ in channels.
+            ImageError: none can be used, all are masks or constant, or they differ in channels.
         """
         refuse_masks(self._images)
         channels: dict[int, str] = {}
@@ -61,7 +63,7 @@ class Crops:
             if (image := self._load(index)) is not None:
                 channels.setdefault(len(image), str(source))
         if len(self._useless) == len(self._images):
-            raise ImageError(
+            raise self._error or ImageError(
                 f"{self._images[0]} is constant: there is nothing to see in it, and no other image "
                 "is left to learn from."
             )
@@ -101,8 +103,7 @@ class Crops:
     def _load(self, index: int) -> Tensor | None:
         """A prepared image, or None if there is nothing to see in it.
 
-        After `check`, an image that cannot be used is left out as well, and named: a run of hours
-        does not die of it.
+        An image that cannot be used is left out and named: a run of hours does not die of it.
         """
         if index in self._useless:
             return None
@@ -116,9 +117,8 @@ class Crops:
                 self.fingerprints[index] += f" {checksum(pixels)}"
             image = self._prepared(source, pixels)
         except ImageError as error:
-            if not self._checked:
-                raise
             logger.warning("%s Left out.", error)
+            self._error = self._error or error
             image = None
         if image is None:
             self._useless.add(index)
@@ -151,18 +151,40 @@ class Crops:
 def evenly(
     sources: Sequence[LazyImage], most: int, *, blank_images: bool = True
 ) -> list[LazyImage]:
-    """Some of them, evenly spread; without blank windows of large images.
+    """Some of them, evenly spread; without those that cannot be used, and blank windows.
 
     `blank_images` says whether whole images that are blank may be among them.
+
+    Raises:
+        ImageError: none of them can be used.
     """
     step = -(-len(sources) // most)
     order = [source for first in range(step) for source in sources[first::step]]
-    useful = (
-        source
-        for source in order
-        if (blank_images and not source.is_window) or not is_constant(source.read())
-    )
-    return list(islice(useful, most))
+    chosen: list[LazyImage] = []
+    first_error: ImageError | None = None
+    for source in order:
+        try:
+            if not is_blank(source) or (blank_images and not source.is_window):
+                chosen.append(source)
+        except ImageError as error:
+            logger.warning("%s Left out.", error)
+            first_error = first_error or error
+        if len(chosen) == most:
+            break
+    if not chosen and first_error:
+        raise first_error
+    return chosen
+
+
+def is_blank(source: LazyImage) -> bool:
+    """Whether there is nothing to see in it.
+
+    Raises:
+        ImageError: it cannot be read, or has pixels that are no numbers.
+    """
+    pixels = source.read()
+    refuse_not_finite(pixels, str(source))
+    return is_constant(pixels)
 
 
 def hold_out(
@@ -170,20 +192,31 @@ def hold_out(
 ) -> tuple[Sequence[LazyImage], Sequence[LazyImage]]:
     """Split into training and held-out images, by `config.seed`; a single image serves as both.
 
-    Constant images, and blank windows of large ones, are not held out.
+    Images that are constant or cannot be used, and blank windows of large ones, are not held out;
+    `Crops` names them. Where no other image is left, the held-out ones serve as both.
+
+    Raises:
+        ImageError: none can be used.
     """
     if len(sources) == 1:
         return sources, sources
     wanted = max(1, round(config.validation_share * len(sources)))
     count = min(wanted, config.validation_images, len(sources) - 1)
     order = np.random.default_rng(config.seed).permutation(len(sources)).tolist()
-    held_out = set(islice((i for i in order if not is_constant(sources[i].read())), count))
+    held_out = set(islice((index for index in order if _is_useful(sources[index])), count))
     if not held_out:
+        is_blank(sources[0])  # raises where it is not
         raise ImageError("all images are constant: there is nothing to adapt to.")
-    return (
-        [source for i, source in enumerate(sources) if i not in held_out],
-        [source for i, source in enumerate(sources) if i in held_out],
-    )
+    rest = [source for i, source in enumerate(sources) if i not in held_out]
+    chosen = [source for i, source in enumerate(sources) if i in held_out]
+    return (rest if any(map(_is_useful, rest)) else chosen), chosen
+
+
+def _is_useful(source: LazyImage) -> bool:
+    try:
+        return not is_blank(source)
+    except ImageError:
+        return False
 
 
 def crop_side(adapter: Adapter, config: Config) -> int:

@@ -1,97 +1,314 @@
-"""Images in files and folders: TIFF, PNG, JPEG, zarr. Nothing is read that is not asked for."""
+"""Images in files and folders. Nothing is read that is not asked for.
 
+TIFF is read by tifffile, zarr by zarr, PNG, JPEG and BMP by Pillow, and what microscopes write by
+bioio, where it is installed. bioio does not read the others: it takes whole planes where a window
+of a slide is asked for, and knows no alpha (docs/benchmarks.md).
+"""
+
+import io
+import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as iio
+import imagecodecs
 import numpy as np
 import tifffile
 import zarr
+from numpy.typing import NDArray
+from PIL import Image as Pillow
 
 from selfadapt._errors import ImageError, first_line
-from selfadapt._lazy import LARGE, SUFFIXES, LazyImage, array_axes, list_axes
+from selfadapt._lazy import (
+    LARGE,
+    MICROSCOPES,
+    PICTURES,
+    SUFFIXES,
+    TIFF,
+    LazyImage,
+    array_axes,
+    list_axes,
+)
+from selfadapt._masks import is_made_of
 from selfadapt._normalize import Image, as_channels_first
 
 logger = logging.getLogger(__name__)
 
-MASKS = "_cp_masks"
-"""What Cellpose adds to the name of an image for its masks, which it writes beside the image."""
+SMALL_COPIES = ("thumbnail", "label", "macro", "overview")
+"""Names of series that slide scanners store beside the image."""
+MOST_BYTES, MOST_PACKED = 2**26, 3000
+"""A TIFF that declares more than both that many bytes and MOST_PACKED times its own is refused:
+deflate packs to 1 : 1032 at best, LZW to 1 : 2730, and reading it would fill the memory."""
 
 
-def list_path(path: Path, channel_axis: int | None) -> Iterator[LazyImage]:
-    if not path.exists():
-        raise ImageError(f"there is no file or folder {str(path)!r}.")
-    if path.is_dir():
-        if _is_zarr(path):
-            yield from list_zarr(zarr.open(path, mode="r"), path.name, channel_axis)
-            return
-        entries = sorted(path.iterdir())
-        stems = {entry.stem for entry in entries if entry.suffix.lower() in SUFFIXES}
-        for entry in entries:
-            if entry.stem.endswith(MASKS) and entry.stem.removesuffix(MASKS) in stems:
-                logger.warning("%s holds the masks of another image: left out.", entry.name)
-            elif entry.is_file() and entry.suffix.lower() in SUFFIXES:
-                yield from _list_file(entry, channel_axis)
-            elif entry.is_dir() and _is_zarr(entry):
-                yield from list_path(entry, channel_axis)
+def list_paths(
+    paths: Iterable[Path], channel_axis: int | None, *, labels: bool
+) -> Iterator[LazyImage]:
+    """As `list_path`, for each; whatever is wrong with one shows when it is read."""
+    for path in paths:
+        _refuse_missing(path)
+        yield from _guarded(path.name, partial(list_path, path, channel_axis, labels=labels))
+
+
+def list_path(path: Path, channel_axis: int | None, *, labels: bool) -> Iterator[LazyImage]:
+    """Images of a file or folder; `labels` says that they are label images."""
+    _refuse_missing(path)
+    if not path.is_dir():
+        yield from _list_file(path, channel_axis, labels)
+    elif _is_zarr(path):
+        yield from list_zarr(_open_zarr(path), path.name, channel_axis)
     else:
-        yield from _list_file(path, channel_axis)
+        entries = sorted(path.iterdir())
+        names = {entry.name for entry in entries if _suffix(entry) in SUFFIXES}
+        for entry in entries:
+            yield from _list_entry(entry, names, channel_axis, labels)
 
 
-def _is_zarr(folder: Path) -> bool:
-    return any((folder / marker).exists() for marker in ("zarr.json", ".zarray", ".zgroup"))
-
-
-def _list_file(path: Path, channel_axis: int | None) -> Iterator[LazyImage]:
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ImageError(f"{path.name} is no image that can be read: {', '.join(SUFFIXES)} are.")
-    if suffix not in (".tif", ".tiff"):
-        yield LazyImage(path.name, partial(_read_picture, path))
+def _list_entry(
+    entry: Path, names: set[str], channel_axis: int | None, labels: bool
+) -> Iterator[LazyImage]:
+    """What one entry of a folder gives; what is left out is named, if it could be an image."""
+    if entry.name.startswith("."):  # hidden: systems and editors put such files there
         return
+    if entry.is_dir() and _is_zarr(entry):
+        yield from _guarded(entry.name, partial(list_path, entry, channel_axis, labels=labels))
+    elif (suffix := _suffix(entry)) in MICROSCOPES and not _readable(suffix):
+        logger.warning("%s: left out. %s", entry.name, _remedy(suffix))
+    elif suffix not in SUFFIXES:
+        return
+    elif entry.is_dir():
+        logger.warning("%s is a folder: left out. Give it by itself.", entry.name)
+    elif not entry.exists():
+        logger.warning("%s is a link to nothing: left out.", entry.name)
+    elif not labels and is_made_of(entry.name, names):
+        logger.warning("%s was made of another image (masks, flows, ...): left out.", entry.name)
+    else:
+        yield from _guarded(entry.name, partial(_list_file, entry, channel_axis, labels))
+
+
+def _refuse_missing(path: Path) -> None:
     try:
-        with tifffile.TiffFile(path) as tiff:
-            axes, shape = tiff.series[0].axes, tiff.series[0].shape
-    except Exception as error:  # every decoder raises its own kinds
-        raise _unreadable(path, error) from None
-    if channel_axis is not None and len(shape) > 2 and not {"C", "S"} & set(axes):
-        axes = array_axes(len(shape), channel_axis)
-    yield from list_axes(_Tiff(path, shape), axes, path.name)
+        exists = path.exists()
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise ImageError(f"{str(path)!r} is no name of a file: {first_line(error)}") from None
+    if not exists:
+        raise ImageError(f"there is no file or folder {str(path)!r}.")
+
+
+def _guarded(name: str, listing: Callable[[], Iterator[LazyImage]]) -> Iterator[LazyImage]:
+    """The images; or one whose error comes when it is read, as the others must not suffer."""
+    try:
+        yield from list(listing())
+    except ImageError as error:
+        yield LazyImage(name, partial(_fail, error))
+
+
+def _fail(error: ImageError) -> Image:
+    raise error
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix.lower()
+
+
+def _list_file(path: Path, channel_axis: int | None, labels: bool) -> Iterator[LazyImage]:
+    suffix = _suffix(path)
+    if suffix in PICTURES:
+        yield LazyImage(path.name, partial(_read_picture, path, labels))
+    elif suffix in TIFF:
+        yield from _list_tiff(path, channel_axis, labels)
+    elif suffix in MICROSCOPES:
+        yield from _list_scenes(path)
+    else:
+        raise ImageError(f"{path.name} is no image that can be read: {', '.join(SUFFIXES)} are.")
+
+
+def _unreadable(name: str, error: Exception) -> ImageError:
+    return ImageError(f"{name} cannot be read as an image: {first_line(error)}")
+
+
+# --- TIFF ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Tiff:
-    """A TIFF file, opened at each access; of a stack or a large image only a part is decoded."""
+    """A series of a TIFF file, opened at each access; of a large one only a part is decoded.
+
+    Args:
+        path: the file.
+        series: which one.
+        shape: of what indexing gives: without alpha, and with the colours of a palette.
+        white: the value that stands for black, where a file counts from white to black.
+        palette: colours `[values, 3]` that the stored values stand for.
+    """
 
     path: Path
+    series: int
     shape: tuple[int, ...]
+    white: int | None = None
+    palette: NDArray[Any] | None = None
 
     def __getitem__(self, index: Any) -> Image:
+        stored = index if self.palette is None else index[:-1]
         try:
             with tifffile.TiffFile(self.path) as tiff:
-                if math.prod(self.shape) <= LARGE**2:
-                    return np.asarray(tiff.series[0].asarray()[index])
-                lazy: Any = zarr.open(tiff.series[0].aszarr(), mode="r")
-                return np.asarray(lazy[index])
+                series = tiff.series[self.series]
+                if math.prod(series.shape) <= LARGE**2:
+                    pixels = np.asarray(series.asarray()[stored])
+                else:
+                    lazy: Any = zarr.open(series.aszarr(level=0), mode="r")
+                    pixels = np.asarray(lazy[stored])
         except Exception as error:
-            raise _unreadable(self.path, error) from None
+            raise _unreadable(self.path.name, error) from None
+        if self.white is not None:
+            pixels = ~pixels if pixels.dtype == bool else pixels.dtype.type(self.white) - pixels
+        return pixels if self.palette is None else self.palette[pixels]
 
 
-def _unreadable(path: Path, error: Exception) -> ImageError:
-    return ImageError(f"{path.name} cannot be read as an image: {first_line(error)}")
-
-
-def _read_picture(path: Path) -> Image:
-    """PNG or JPEG. An alpha channel is no measurement and is left out."""
+def _list_tiff(path: Path, channel_axis: int | None, labels: bool) -> Iterator[LazyImage]:
+    """Every series is images. Small copies of another one are left out, with a word."""
     try:
-        pixels = np.asarray(iio.imread(path.read_bytes(), extension=path.suffix.lower()))
+        with _Told() as told, tifffile.TiffFile(path) as tiff:
+            len(tiff.pages)  # walks through the file
+            _refuse_cut_off(tiff, told, path)
+            kept = _full_series(tiff.series, path.name)
+            described = [_describe_series(tiff, path, index, labels) for index in kept]
+    except ImageError:
+        raise
+    except Exception as error:  # every decoder raises its own kinds
+        raise _unreadable(path.name, error) from None
+    for array, axes in described:
+        if channel_axis is not None and len(array.shape) > 2 and not {"C", "S"} & set(axes):
+            axes = array_axes(len(array.shape), channel_axis)
+        part = f"series{array.series}" if len(described) > 1 else ""
+        yield from list_axes(array, axes, path.name, part)
+
+
+def _full_series(series: Sequence[tifffile.TiffPageSeries], name: str) -> list[int]:
+    """Indices of those that are no small copy of another one."""
+    sizes = [_plane_size(each) for each in series]
+    kept = [
+        index
+        for index, each in enumerate(series)
+        if not (
+            each.name.lower() in SMALL_COPIES
+            or each.keyframe.is_reduced
+            or any(_is_copy(sizes[index], size) for size in sizes)
+        )
+    ]
+    if kept and len(kept) < len(series):
+        logger.warning(
+            "%s: %d of %d series are left out as small copies (thumbnails) of the image.",
+            name,
+            len(series) - len(kept),
+            len(series),
+        )
+    return kept or list(range(len(series)))
+
+
+def _plane_size(series: tifffile.TiffPageSeries) -> tuple[int, int]:
+    by_axis = dict(zip(series.axes, series.shape, strict=True))
+    return by_axis.get("Y", 1), by_axis.get("X", 1)
+
+
+def _is_copy(small: tuple[int, int], large: tuple[int, int]) -> bool:
+    """Whether one size is at most half of another, and of its shape, but for rounding."""
+    (height, width), (rows, columns) = small, large
+    same_shape = abs(height * columns - width * rows) <= max(rows, columns)
+    return 2 * height <= rows and 2 * width <= columns and same_shape
+
+
+def _describe_series(
+    tiff: tifffile.TiffFile, path: Path, index: int, labels: bool
+) -> tuple[_Tiff, str]:
+    series = tiff.series[index]
+    page, shape, axes = series.keyframe, list(series.shape), series.axes
+    _refuse_bomb(series.dtype.itemsize * math.prod(shape), path)
+    alpha = sum(kind in (1, 2) for kind in page.extrasamples)  # at the end of the samples
+    if alpha and "S" in axes:
+        shape[axes.index("S")] -= alpha
+    white, palette = None, None
+    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and series.dtype.kind in "bu":
+        white = 2**page.bitspersample - 1
+    if page.photometric == tifffile.PHOTOMETRIC.PALETTE and not labels:
+        palette = _palette(page.colormap)
+    if palette is not None:
+        shape.append(3)
+        axes += "S"
+    return _Tiff(path, index, tuple(shape), white, palette), axes
+
+
+def _palette(colours: NDArray[Any] | None) -> NDArray[Any] | None:
+    """Colours `[values, 3]`; None where they only tint an intensity, as ImageJ's tables do."""
+    if colours is None or (np.diff(colours.astype(np.int64), axis=1) >= 0).all():
+        return None
+    return (colours // 257).astype(np.uint8).T if (colours % 257 == 0).all() else colours.T
+
+
+def _refuse_bomb(declared: int, path: Path) -> None:
+    size = path.stat().st_size
+    if declared > max(MOST_BYTES, MOST_PACKED * size):
+        raise ImageError(
+            f"{path.name} has {size:,} bytes and declares {declared:,}: it is damaged, or made to "
+            "fill the memory."
+        )
+
+
+class _Told(logging.Handler):
+    """What tifffile logs, which reads a file whose end is missing as one with fewer pages."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+    def __enter__(self) -> "_Told":
+        tifffile.logger().addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        tifffile.logger().removeHandler(self)
+
+
+def _refuse_cut_off(tiff: tifffile.TiffFile, told: _Told, path: Path) -> None:
+    ends = [0]
+    for series in tiff.series:
+        page = series.keyframe
+        if series.dataoffset is not None:
+            ends.append(series.dataoffset + series.nbytes)
+        if page.dataoffsets:
+            ends.append(page.dataoffsets[-1] + page.databytecounts[-1])
+    if max(ends) > path.stat().st_size or "invalid page offset" in " ".join(told.messages):
+        raise ImageError(f"{path.name} is cut off: its end is missing. Copy it anew.")
+
+
+# --- PNG, JPEG, BMP ------------------------------------------------------------------------------
+
+
+_CONVERTED = {"P", "CMYK", "YCbCr", "LAB", "HSV"}
+"""Modes of Pillow whose values are no intensities of red, green and blue."""
+
+
+def _read_picture(path: Path, labels: bool) -> Image:
+    """Pixels at the depth they are stored in. An alpha channel is no measurement: left out."""
+    try:
+        packed = path.read_bytes()
+        with Pillow.open(io.BytesIO(packed)) as picture:
+            if picture.format == "PNG" and packed[24] == 16 and packed[25] in (2, 4, 6):
+                pixels = imagecodecs.png_decode(packed)  # of these Pillow makes 8 bits
+            elif picture.mode in _CONVERTED - ({"P"} if labels else set()):
+                pixels = np.asarray(picture.convert("RGB"))
+            else:
+                pixels = np.asarray(picture)
     except Exception as error:
-        raise _unreadable(path, error) from None
+        raise _unreadable(path.name, error) from None
     if pixels.ndim == 3 and pixels.shape[-1] in (2, 4):
         pixels = pixels[..., :-1]
     if pixels.ndim == 3 and pixels.shape[-1] == 1:
@@ -99,21 +316,138 @@ def _read_picture(path: Path) -> Image:
     return as_channels_first(pixels, -1, path.name)
 
 
+# --- zarr ----------------------------------------------------------------------------------------
+
+
+def _is_zarr(folder: Path) -> bool:
+    return any((folder / marker).exists() for marker in ("zarr.json", ".zarray", ".zgroup"))
+
+
+def _open_zarr(path: Path) -> zarr.Array[Any] | zarr.Group:
+    try:
+        return zarr.open(path, mode="r")
+    except Exception as error:  # damaged metadata fail in many ways
+        raise _unreadable(path.name, error) from None
+
+
 def list_zarr(
     node: zarr.Array[Any] | zarr.Group, name: str, channel_axis: int | None
 ) -> Iterator[LazyImage]:
-    if isinstance(node, zarr.Array):
-        yield from list_axes(node, array_axes(node.ndim, channel_axis), name)
+    """Images of an array, of an OME-Zarr image, or of all those in a plate or a collection."""
+    try:
+        if isinstance(node, zarr.Array):
+            described = [("", node, array_axes(node.ndim, channel_axis))]
+        else:
+            described = list(_multiscales(node, name, ""))
+        arrays = [(part, _Zarr(array, name), axes) for part, array, axes in described]
+    except ImageError:
+        raise
+    except Exception as error:
+        raise _unreadable(name, error) from None
+    for part, array, axes in arrays:
+        yield from list_axes(array, axes, name, part)
+
+
+class _Zarr:
+    """An array whose errors name the file."""
+
+    def __init__(self, array: Any, name: str) -> None:
+        if not isinstance(array, zarr.Array):
+            raise ImageError(f"{name} names a data set that is no array: it is damaged.")
+        if array.dtype.kind not in "buif":
+            raise ImageError(f"{name} holds {array.dtype}, not numbers that a network can take.")
+        told: Any = array.metadata.to_dict()
+        codecs = [told.get(key) for key in ("codecs", "compressor", "filters")]
+        if "pickle" in json.dumps(codecs, default=str).lower():
+            raise ImageError(f"{name} is packed as Python objects, which could run code: refused.")
+        self._array, self._name = array, name
+        self.shape = array.shape
+
+    def __getitem__(self, index: Any) -> Image:
+        try:
+            return np.asarray(self._array[index])
+        except Exception as error:
+            raise _unreadable(self._name, error) from None
+
+
+def _multiscales(group: zarr.Group, name: str, part: str) -> Iterator[tuple[str, Any, str]]:
+    """(part, array at full resolution, axes) of each image in a group of OME-Zarr."""
+    attributes: Any = group.attrs.asdict()
+    attributes = attributes.get("ome", attributes)
+    if scales := attributes.get("multiscales"):
+        axes = "".join(
+            str(axis if isinstance(axis, str) else axis["name"])[0].upper()
+            for axis in scales[0].get("axes", "tczyx")
+        )
+        yield part, group[_inside(scales[0]["datasets"][0]["path"], name)], axes
         return
-    attributes: Any = node.attrs.asdict()
-    scales = attributes.get("ome", attributes).get("multiscales")
-    if not scales:
+    if "plate" in attributes:
+        paths = [well["path"] for well in attributes["plate"]["wells"]]
+    elif "well" in attributes:
+        paths = [image["path"] for image in attributes["well"]["images"]]
+    elif "bioformats2raw.layout" in attributes:
+        paths = sorted((key for key in group.group_keys() if key.isdecimal()), key=int)
+    else:
         raise ImageError(
             f"{name} is a zarr group without OME-Zarr 'multiscales': give one of its arrays."
         )
-    axes = "".join(
-        str(axis if isinstance(axis, str) else axis["name"])[0].upper()
-        for axis in scales[0].get("axes", "tczyx")
+    for path in paths:
+        child: Any = group[_inside(path, name)]
+        label = "-".join([part, *str(path).split("/")] if part else str(path).split("/"))
+        yield from _multiscales(child, name, label)
+
+
+def _inside(path: Any, name: str) -> str:
+    if not isinstance(path, str) or path.startswith("/") or ".." in path.split("/"):
+        raise ImageError(f"{name} names {path!r}, which is no path inside of it.")
+    return path
+
+
+# --- bioio: what microscopes write ---------------------------------------------------------------
+
+
+def _readable(suffix: str) -> bool:
+    return find_spec("bioio") is not None and (
+        find_spec(MICROSCOPES[suffix].replace("-", "_")) is not None
     )
-    array = node[scales[0]["datasets"][0]["path"]]  # the first data set has full resolution
-    yield from list_axes(array, axes, name)
+
+
+def _remedy(suffix: str) -> str:
+    return f"To read {suffix} files: pip install bioio {MICROSCOPES[suffix]}"
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """A scene of a file that bioio reads, opened at each access."""
+
+    path: Path
+    scene: int
+    shape: tuple[int, ...]
+
+    def __getitem__(self, index: Any) -> Image:
+        from bioio import BioImage  # seconds, and only here
+
+        try:
+            image = BioImage(self.path)
+            image.set_scene(self.scene)
+            return np.asarray(image.dask_data[index].compute(scheduler="synchronous"))
+        except Exception as error:
+            raise _unreadable(self.path.name, error) from None
+
+
+def _list_scenes(path: Path) -> Iterator[LazyImage]:
+    if not _readable(_suffix(path)):
+        raise ImageError(f"{path.name} cannot be read. {_remedy(_suffix(path))}")
+    from bioio import BioImage
+
+    try:
+        image = BioImage(path)
+        scenes = []
+        for index in range(len(image.scenes)):
+            image.set_scene(index)
+            scenes.append((_Scene(path, index, tuple(image.shape)), str(image.dims.order)))
+    except Exception as error:
+        raise _unreadable(path.name, error) from None
+    for scene, axes in scenes:
+        part = f"series{scene.scene}" if len(scenes) > 1 else ""
+        yield from list_axes(scene, axes, path.name, part)

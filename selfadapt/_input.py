@@ -138,10 +138,15 @@ def check_settled(adapter: Preparing) -> None:
         )
 
 
+def refuse_not_finite(image: Image, name: str) -> None:
+    """Raise ImageError for NaN or infinity."""
+    if not np.isfinite(image).all():
+        raise ImageError(f"{name} contains NaN or infinity: replace them first.")
+
+
 def check_image(image: Image, name: str) -> None:
     """Raise ImageError for NaN, infinity, or a single value throughout."""
-    if not np.isfinite(image).all():
-        raise ImageError(f"{name} contains NaN or infinity: replace them before adapting.")
+    refuse_not_finite(image, name)
     if is_constant(image):
         raise ImageError(f"{name} is constant: there is nothing to see in it, leave it out.")
 

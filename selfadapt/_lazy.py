@@ -1,7 +1,8 @@
 """Images that are read when asked for, and how they lie in arrays of more axes."""
 
+import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
@@ -13,7 +14,11 @@ import numpy as np
 from selfadapt._errors import ImageError
 from selfadapt._normalize import Image, as_channels_first
 
-SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+TIFF = (".tif", ".tiff", ".btf", ".tf8", ".lsm", ".stk", ".svs", ".ndpi", ".qptiff", ".scn")
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
+MICROSCOPES = {".czi": "bioio-czi", ".nd2": "bioio-nd2", ".lif": "bioio-lif"}
+"""Formats of microscopes, and the plugin of bioio that reads each."""
+SUFFIXES = (*TIFF, *PICTURES, *MICROSCOPES)
 LARGE, WINDOW = 2048, 1024
 """An image with a side above LARGE is adapted to in windows of at most WINDOW a side."""
 SAMPLED_WINDOWS, SAMPLED_PIXELS = 64, 2**20
@@ -100,6 +105,10 @@ def _even_slices(size: int) -> list[slice]:
     return [slice(k * size // count, (k + 1) * size // count) for k in range(count)]
 
 
+MOST_PLANES, MOST_VALUES = 10**7, 2**44
+"""More images, or more values, in one array are no measurement but damaged metadata."""
+
+
 def array_axes(ndim: int, channel_axis: int | None) -> str:
     """Axes of a bare array: those of an image last, stacks (Q) in front."""
     image = ["Y", "X"]
@@ -108,39 +117,46 @@ def array_axes(ndim: int, channel_axis: int | None) -> str:
     return "Q" * (ndim - len(image)) + "".join(image)
 
 
-def list_axes(array: Any, axes: str, name: str) -> Iterator[LazyImage]:
-    """One image per index of all axes but rows Y, columns X and channels C or S."""
-    kept = [letter for letter in axes if letter in "YXCS"]
-    known = "".join(sorted(kept)) in ("XY", "CXY", "SXY")
-    if not known or len(axes) != len(array.shape):
+def list_axes(array: Any, axes: str, name: str, part: str = "") -> Iterator[LazyImage]:
+    """One image per index of all axes but rows Y, columns X, channels C and samples S.
+
+    `part` is what the array is of the file.
+    """
+    shape = tuple(array.shape)
+    kept = sorted(letter for letter in axes if letter in "YXCS")
+    known = kept in (["X", "Y"], ["C", "X", "Y"], ["S", "X", "Y"], ["C", "S", "X", "Y"])
+    if not known or len(axes) != len(shape):
         raise ImageError(
-            f"{name} of shape {tuple(array.shape)} has the axes {axes}: an image has two axes, or "
-            "three with channel_axis."
+            f"{name} of shape {shape} has the axes {axes}: an image has two axes, or three with "
+            "channel_axis."
         )
-    if kept.index("Y") > kept.index("X"):
-        raise ImageError(f"{name} has the axes {axes}: rows (Y) must come before columns (X).")
-    channels = next((i for i, letter in enumerate(kept) if letter in "CS"), None)
     others = [axis for axis, letter in enumerate(axes) if letter not in "YXCS"]
-    for index in product(*(range(array.shape[axis]) for axis in others)):
+    count = math.prod(shape[axis] for axis in others)
+    if count > MOST_PLANES or math.prod(shape) > MOST_VALUES:
+        raise ImageError(f"{name} declares the shape {shape}, more than can be: it is damaged.")
+    for index in product(*(range(shape[axis]) for axis in others)):
         where = dict(zip(others, index, strict=True))
-        part = " ".join(f"{axes[axis]}{i}" for axis, i in where.items())
-        yield plane(array, name, part, where, channels)
+        words = [part, *(f"{axes[axis]}{i}" for axis, i in where.items())]
+        yield plane(array, axes, name, " ".join(words).strip(), where)
 
 
 def plane(
-    array: Any, name: str, part: str, fixed: dict[int, int], channel_axis: int | None
+    array: Any, axes: str, name: str, part: str = "", fixed: Mapping[int, int] | None = None
 ) -> LazyImage:
-    """One image of `array`, whose other axes are `fixed` at an index each.
-
-    `channel_axis` counts the axes that are not fixed.
-    """
-    free = [axis for axis in range(len(array.shape)) if axis not in fixed]
-    spatial = free if channel_axis is None else [a for a in free if a != free[channel_axis]]
+    """One image of `array`, whose other axes are `fixed` at an index each."""
+    shape, fixed = tuple(array.shape), fixed or {}
+    letters = [letter for axis, letter in enumerate(axes) if axis not in fixed]
+    order = [letters.index(letter) for letter in "CSYX" if letter in letters]
 
     def read(rows: slice, columns: slice) -> Image:
-        index: list[Any] = [fixed.get(axis, slice(None)) for axis in range(len(array.shape))]
-        index[spatial[0]], index[spatial[1]] = rows, columns
-        return as_channels_first(np.asarray(array[tuple(index)]), channel_axis, name)
+        part_of = {"Y": rows, "X": columns}
+        index = tuple(
+            fixed[axis] if axis in fixed else part_of.get(letter, slice(0, shape[axis]))
+            for axis, letter in enumerate(axes)
+        )
+        pixels = np.transpose(np.asarray(array[index]), order)
+        count = math.prod(pixels.shape[:-2])
+        return as_channels_first(pixels.reshape(count, *pixels.shape[-2:]), 0, name)
 
-    size = array.shape[spatial[0]], array.shape[spatial[1]]
+    size = shape[axes.index("Y")], shape[axes.index("X")]
     return LazyImage(name, partial(read, slice(None), slice(None)), part, size, read)

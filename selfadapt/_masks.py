@@ -1,12 +1,104 @@
 """Label images that were given where images were meant."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 
 from selfadapt._errors import ImageError
 from selfadapt._lazy import LazyImage
 from selfadapt._normalize import Image
+
+MADE = (
+    "cp masks", "cp output", "cp outlines", "cp flows", "flows cp masks", "dp cp masks", "flows",
+    "dp", "mask", "masks", "label", "labels", "label image", "seg", "segmentation", "segmented",
+    "simple segmentation", "object predictions", "object identities", "probability",
+    "probabilities", "prediction", "predictions", "outline", "outlines", "overlay", "contours",
+    "instances", "annotation", "annotations", "gt", "ground truth",
+)  # fmt: skip
+"""What Cellpose, ilastik and people add to the name of an image for what is made of it."""
+
+
+LABELS = (
+    "cp masks", "mask", "masks", "label", "labels", "label image", "seg", "segmentation",
+    "instances", "annotation", "annotations", "gt", "ground truth", "object identities",
+)  # fmt: skip
+"""Of these, what holds labels."""
+
+
+def is_made_of(name: str, others: Iterable[str]) -> bool:
+    """Whether a file is called as another one, and then as what is made of images.
+
+    >>> is_made_of("cell_1_cp_masks.png", ["cell_1.tif", "cell_1_cp_masks.png"])
+    True
+    """
+    return not {_stem(other) for other in others}.isdisjoint(_bases(name, MADE))
+
+
+def _bases(name: str, words: Container[str]) -> Iterator[str]:
+    """What may be the stem of the image that a file is made of."""
+    stem = _stem(name)
+    for at in range(1, len(stem)):
+        if not stem[at].isalnum() and _words(stem[at:]) in words:
+            yield stem[:at]
+
+
+def _stem(name: str) -> str:
+    stem = Path(name).stem
+    return stem.removesuffix(".ome")
+
+
+def pair(
+    sources: Sequence[LazyImage], masks: Sequence[LazyImage], *, one_folder: bool
+) -> list[LazyImage]:
+    """The mask of each image: of the file of the same name, or of one made of it; by place in it.
+
+    A single file pairs with a single file, or with several by their order, whatever the names are.
+
+    Args:
+        sources: the images.
+        masks: label images.
+        one_folder: whether both lie in one folder, in which a name alone says nothing.
+
+    Raises:
+        ImageError: an image has no mask, or a file has more or fewer of them than images.
+    """
+    ours, theirs = _by_file(sources), _by_file(masks)
+    taken: dict[str, str] = {}
+    for name in sorted(theirs):
+        for stem in _bases(name, LABELS):
+            taken.setdefault(stem, name)
+        if not one_folder:
+            taken[_stem(name)] = name
+    names = [taken.get(_stem(name)) for name in ours]
+    by_place = len(sources) == len(masks) and 1 in (len(ours), len(theirs))
+    if by_place and not any(names):
+        return list(masks)
+    paired: list[LazyImage] = []
+    for (name, images), mask in zip(ours.items(), names, strict=True):
+        if mask is None:
+            missing = sum(each is None for each in names)
+            raise ImageError(f"there is no mask for {name} ({missing} missing).")
+        if len(theirs[mask]) != len(images):
+            raise ImageError(
+                f"{name} holds {len(images)} image(s), and {mask} {len(theirs[mask])} mask(s): "
+                "they pair by their place, so give as many."
+            )
+        paired += theirs[mask]
+    return paired
+
+
+def _by_file(sources: Sequence[LazyImage]) -> dict[str, list[LazyImage]]:
+    files: dict[str, list[LazyImage]] = {}
+    for source in sources:
+        files.setdefault(source.name, []).append(source)
+    return files
+
+
+def _words(text: str) -> str:
+    return " ".join(re.split(r"[\W_]+", text.lower())).strip()
 
 
 def refuse_masks(sources: Sequence[LazyImage]) -> None:
@@ -15,7 +107,11 @@ def refuse_masks(sources: Sequence[LazyImage]) -> None:
     In a label image nearly every inner pixel equals its neighbours; next to none does in a
     photograph.
     """
-    if sources and all(_is_flat(source.read()) for source in sources[:4]):
+    first = []
+    for source in sources[:4]:
+        with suppress(ImageError):  # a bad image is named where it is used
+            first.append(_is_flat(source.read()))
+    if first and all(first):
         raise ImageError(
             f"{sources[0]} and the others look like masks (flat objects on 0): give the images "
             "themselves. If they are images, convert them to float."

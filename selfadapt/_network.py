@@ -104,6 +104,17 @@ def select_parameters(model: nn.Module, trainable: str) -> list[str]:
 def fingerprint(model: nn.Module) -> dict[str, str]:
     """Shape and checksum of every tensor, to tell one network from another."""
     return {
-        name: f"{tuple(tensor.shape)} {zlib.crc32(tensor.cpu().numpy().tobytes()):08x}"
+        name: f"{tuple(tensor.shape)} {zlib.crc32(_bytes(tensor)):08x}"
         for name, tensor in model.state_dict().items()
     }
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    """NumPy knows no bfloat16."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def checksum_of(model: nn.Module) -> str:
+    """Of all tensors, to tell one network from another."""
+    told = repr(sorted(fingerprint(model).items()))
+    return f"{zlib.crc32(told.encode()):08x}"

@@ -1,16 +1,25 @@
-"""What a run leaves on disk. Files appear complete or not at all."""
+"""What a run leaves on disk. Files appear complete or not at all, also after a power cut.
+
+Each is written under another name, flushed to the disk, and renamed. Folders (the model, the
+examples) are made again from the snapshots when a run is resumed: while one takes the place of
+another, both are there.
+"""
 
 import csv
 import io
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -22,6 +31,11 @@ Row = dict[str, Any]
 CALIBRATION = "calibration.json"
 CHECKPOINTS = "checkpoints"
 INPUT = "input.json"
+SEGMENTED = ".segment.json"
+LOCK = ".lock"
+"""Held by the process that is at work; the system lets it go when that ends, however it ends."""
+FORMAT = 2
+"""Of the folder; runs of another one are refused."""
 
 
 class RunDirectory:
@@ -33,7 +47,7 @@ class RunDirectory:
 
     config.json      the settings
     calibration.json how images go in, and what was tried
-    data.json        names and checksums of the images, training and held out
+    data.json        format, versions; checksums of images and model; input, options, criterion
     history.csv      one row per iteration that was logged
     looks.json       what the judge has seen of each candidate
     checkpoints/     everything to go on from the last validation point of each loop
@@ -51,6 +65,7 @@ class RunDirectory:
     def __init__(self, path: str | Path, notes: Mapping[str, str] | None = None) -> None:
         self.path = Path(path)
         self._notes = notes or {}
+        self._lock = FileLock(self.path / LOCK, timeout=0)
 
     def __repr__(self) -> str:
         return f"RunDirectory({str(self.path)!r})"
@@ -65,7 +80,7 @@ class RunDirectory:
         if self.path.is_file():
             raise CheckpointError(f"{str(self.path)!r} is a file: give a folder for the run.")
         files = list(self.path.iterdir()) if self.path.is_dir() else []
-        if all(file.name.endswith(".partial") for file in files):
+        if all(file.name.endswith(".partial") or file.name == LOCK for file in files):
             return
         if not (self.path / "config.json").exists():
             raise CheckpointError(
@@ -76,21 +91,49 @@ class RunDirectory:
                 f"{str(self.path)!r} holds another run: give a new folder, or resume it "
                 "(resume=True, --resume)."
             )
+        self._refuse_links()
         self._refuse_other("config.json", config.to_dict(), "Give the same settings")
 
-    def start(self, config: Config, data: Mapping[str, Any]) -> None:
-        """Claim the folder for a run with these settings on these images."""
+    def _refuse_links(self) -> None:
+        """A link would lead what a run writes out of its folder."""
+        for entry in self.path.rglob("*"):
+            if entry.is_symlink():
+                raise CheckpointError(
+                    f"{str(entry)!r} is a link: a run writes to plain files and folders only."
+                )
+
+    def start(self, config: Config, data: Mapping[str, Any], *, resume: bool) -> None:
+        """Claim the folder for a run with these settings on these images, until `release`.
+
+        Raises:
+            CheckpointError: another process is at work in it, or it holds another run.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise CheckpointError(
+                f"another process is at work in {str(self.path)!r}: wait for its end, or give "
+                "another folder."
+            ) from None
+        self.check(config, resume=resume)  # again: it may have changed until now
+        data = {"format": FORMAT, **data}
         if (self.path / "data.json").exists():
             self._refuse_other("data.json", data, "Give the same images and options")
         for name, text in self._notes.items():
             if name.endswith(".json") and (self.path / name).exists():
                 self._refuse_other(name, json.loads(text), "Give the same options")
-        self.path.mkdir(parents=True, exist_ok=True)
         self.write_json("config.json", config.to_dict())
-        self.write_json("data.json", data)
+        self.write_json("data.json", data | {"versions": _versions()})
         (self.path / "snapshots").mkdir(exist_ok=True)
+        for left in (self.path / "snapshots").glob(".tmp*"):  # of a killed run, by safetensors
+            left.unlink()
         for name, text in self._notes.items():
             self._write(name, text.encode())
+
+    def release(self) -> None:
+        """Let others work in the folder."""
+        self._lock.release()
 
     def _refuse_other(self, name: str, ours: Mapping[str, Any], remedy: str) -> None:
         theirs = self.read_json(name)
@@ -101,20 +144,18 @@ class RunDirectory:
                     "start in a new folder."
                 )
             if theirs[key] != value:
-                was, now = (_shortened(v) for v in (theirs.get(key), value))
+                what, was, now = _first_difference(key, theirs[key], value)
                 raise CheckpointError(
-                    f"{str(self.path)!r} holds a run with {key} = {was}, not {now}. {remedy} to "
+                    f"{str(self.path)!r} holds a run with {what} = {was}, not {now}. {remedy} to "
                     "resume it, or a new folder."
                 )
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
         """A path to write a file or folder to, which then takes the place of `name`."""
-        partial, target = self.path / f"{name}.partial", self.path / name
-        _remove(partial)
-        yield partial
-        _remove(target)
-        os.replace(partial, target)
+        target = self.path / name
+        with _new(target) as partial:
+            yield partial
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON file of the run."""
@@ -122,7 +163,7 @@ class RunDirectory:
             data = json.loads((self.path / name).read_text())
         except FileNotFoundError:
             raise CheckpointError(f"{str(self.path)!r} is no run: it has no {name}.") from None
-        except ValueError as error:
+        except (ValueError, RecursionError, OSError) as error:
             raise CheckpointError(f"{self.path / name} is damaged: {error}") from None
         if not isinstance(data, dict):
             raise CheckpointError(f"{self.path / name} is damaged: it holds no names and values.")
@@ -173,10 +214,8 @@ class RunDirectory:
 
     def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint of a loop."""
-        target = self.path / CHECKPOINTS / f"{name}.pt"
-        partial = target.with_suffix(".partial")
-        torch.save(dict(state), partial)
-        os.replace(partial, target)
+        with _new(self.path / CHECKPOINTS / f"{name}.pt") as partial:
+            torch.save(dict(state), partial)
 
     def load_checkpoint(self, name: str) -> dict[str, Any] | None:
         """The checkpoint of a loop, or None before its first validation point."""
@@ -194,12 +233,10 @@ class RunDirectory:
 
     def save_snapshot(self, name: int | str, model: nn.Module) -> None:
         """Keep the weights of a validation point."""
-        target = self._snapshot(name)
-        partial = target.with_suffix(".partial")
         # clones, since safetensors refuses tensors that share memory
         tensors = {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}
-        save_file({name: t.contiguous() for name, t in tensors.items()}, partial)
-        os.replace(partial, target)
+        with _new(self._snapshot(name)) as partial:
+            save_file({name: t.contiguous() for name, t in tensors.items()}, partial)
 
     def load_snapshot(self, name: int | str) -> dict[str, Tensor]:
         """The weights of a candidate: an iteration of the loop (0: initial), or its name."""
@@ -210,9 +247,12 @@ class RunDirectory:
                 f"there is no snapshot of {kind}{name}; there are {self.snapshots()}."
             )
         try:
-            return load_file(path)
+            tensors = load_file(path)
         except Exception as error:
-            raise CheckpointError(f"{path} is damaged: {error}") from None
+            raise CheckpointError(f"{path} is damaged: {first_line(error)}") from None
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            raise CheckpointError(f"{path} is damaged: it holds NaN, which no run keeps.")
+        return tensors
 
     def remove_snapshot(self, name: int | str) -> None:
         """Weights that are not needed any more."""
@@ -232,18 +272,103 @@ class RunDirectory:
         write_file(self.path / name, data)
 
 
+def begin_segmenting(folder: Path, told: Mapping[str, Any]) -> None:
+    """Note in a folder of label images what makes them.
+
+    Raises:
+        CheckpointError: something else has made those that are there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    there = folder / SEGMENTED
+    text = json.dumps(told, indent=2)
+    if there.exists() and there.read_text() != text:
+        raise CheckpointError(
+            f"the label images in {str(folder)!r} were made by another model or with other "
+            "options: give the same, or a new folder."
+        )
+    write_file(there, text.encode())
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write a file that appears complete or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)
+    with _new(path) as partial:
+        partial.write_bytes(data)
+
+
+@contextmanager
+def _new(target: Path) -> Iterator[Path]:
+    """A path to write a file or folder to, which then takes the place of `target`.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    partial, old = (target.with_name(f"{target.name}.{end}") for end in ("partial", "old"))
+    try:
+        _remove(partial)  # were it a link, writing would follow it
+        _remove(old)
+        yield partial
+        _flush(partial)
+        if target.is_dir() and not target.is_symlink():
+            os.replace(target, old)
+        os.replace(partial, target)
+        _remove(old)
+        _flush_one(target.parent)
+    except (OSError, SafetensorError) as error:
+        raise _not_written(target, error) from None
+    except RuntimeError as error:  # torch's for a full disk, among others
+        if "PytorchStreamWriter" not in str(error) and "open file" not in str(error):
+            raise
+        raise _not_written(target, error) from None
+
+
+def _not_written(target: Path, error: Exception) -> CheckpointError:
+    reason = getattr(error, "strerror", None) or first_line(error)
+    return CheckpointError(
+        f"{str(target)!r} cannot be written ({reason}): mend that and go on with it (resume); "
+        "what was written before is whole."
+    )
+
+
+def _flush(path: Path) -> None:
+    """Bring a file or all of a folder to the disk."""
+    for entry in path.rglob("*") if path.is_dir() else ():
+        _flush_one(entry)
+    _flush_one(path)
+
+
+def _flush_one(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _versions() -> dict[str, str]:
+    names = ("selfadapt", "torch", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _first_difference(name: str, was: Any, now: Any) -> tuple[str, str, str]:
+    """Name of the first value that differs, and how it is written on both sides."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        for key in {**was, **now}:
+            if was.get(key) != now.get(key):
+                return _first_difference(f"{name}: {key}", was.get(key), now.get(key))
+    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        for old, new in zip(was, now, strict=True):
+            if old != new:
+                return _first_difference(name, old, new)
+    return name, _shortened(was), _shortened(now)
 
 
 def _shortened(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +17,10 @@ from selfadapt import (
     D4,
     Adapter,
     ConfigError,
+    ImageError,
     Input,
     LazyImage,
     ModelError,
-    is_constant,
     predict,
     prepare,
 )
@@ -215,11 +216,10 @@ class StardistAdapter(Adapter):
     def _predictions(
         self, images: Sequence[LazyImage]
     ) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-        """Name and outputs of each image, one at a time; blank windows are passed over."""
+        """Name and outputs of each image that can be used, one at a time."""
         for image in images:
-            pixels = image.read()
-            if not (image.is_window and is_constant(pixels)):
-                prepared = prepare(self, pixels, str(image), image.whole())
+            with suppress(ImageError):  # named where it is used
+                prepared = prepare(self, image.read(), str(image), image.whole())
                 yield str(image), predict(self, self.model, prepared).outputs
 
 

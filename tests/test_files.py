@@ -1,0 +1,426 @@
+"""Files that people have: read right, or named in a sentence."""
+
+import json
+import pickle
+import shutil
+import struct
+import time
+import zlib
+from contextlib import suppress
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from PIL import Image
+
+from selfadapt import ImageError, open_images
+from selfadapt._masks import is_made_of, pair
+
+RNG = np.random.default_rng(0)
+FIVE = RNG.integers(0, 4000, (5, 64, 48)).astype(np.uint16)
+
+
+def read(path, **options):
+    return [image.read() for image in open_images(path, **options)]
+
+
+def same(found, expected):
+    return len(found) == len(expected) and all(map(np.array_equal, found, expected))
+
+
+# --- series, scenes, pyramids --------------------------------------------------------------------
+
+
+def test_a_pyramid_is_one_image_read_lazily_at_full_resolution(tmp_path, monkeypatch):
+    base = RNG.integers(0, 4000, (2304, 2100)).astype(np.uint16)
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif") as tiff:
+        tiff.write(base, subifds=2, tile=(256, 256), metadata={"axes": "YX"})
+        tiff.write(base[::2, ::2], subfiletype=1, tile=(256, 256))
+        tiff.write(base[::4, ::4], subfiletype=1, tile=(256, 256))
+    (image,) = open_images(tmp_path)
+    assert image.size == base.shape
+    assert np.array_equal(image.read()[0], base)
+    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", None)  # all of it is never decoded
+    window = image.read_window(slice(250, 700), slice(1000, 1100))
+    assert np.array_equal(window[0], base[250:700, 1000:1100])
+
+
+def appended(path):
+    for index, frame in enumerate(FIVE):
+        tifffile.imwrite(path, frame, append=index > 0)
+
+
+def positions(path):
+    with tifffile.TiffWriter(path, ome=True) as tiff:
+        for frame in FIVE:
+            tiff.write(frame, metadata={"axes": "YX"})
+
+
+def plain_pages(path):
+    with tifffile.TiffWriter(path) as tiff:
+        for frame in FIVE:
+            tiff.write(frame, metadata=None)
+
+
+def thumbnail_first(path):
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(FIVE[0, ::4, ::4], metadata=None)
+        for frame in FIVE:
+            tiff.write(frame, metadata=None)
+
+
+def thumbnail_last(path):
+    with tifffile.TiffWriter(path) as tiff:
+        for frame in FIVE:
+            tiff.write(frame, metadata=None)
+        preview = np.repeat((FIVE[0, ::2, ::2, None] // 16).astype(np.uint8), 3, -1)
+        tiff.write(preview, photometric="rgb", metadata=None)
+
+
+@pytest.mark.parametrize(
+    "write", [appended, positions, plain_pages, thumbnail_first, thumbnail_last]
+)
+def test_every_series_of_a_tiff_is_an_image_and_thumbnails_are_not(tmp_path, caplog, write):
+    write(tmp_path / "a.tif")
+    assert same(read(tmp_path), FIVE[:, None])
+    stems = [image.stem for image in open_images(tmp_path)]
+    assert len(set(stems)) == 5
+    left_out = "small copies (thumbnails)" in caplog.text
+    assert left_out == ("thumbnail" in write.__name__)
+
+
+def test_pages_of_other_shapes_are_images_too(tmp_path, caplog):
+    shapes = (FIVE[0], FIVE[1, :40, :45], FIVE[2, :, :30])
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        for frame in shapes:
+            tiff.write(frame, metadata=None)
+    assert same(read(tmp_path), [frame[None] for frame in shapes])
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape"), [("TZCYX", (2, 3, 2, 9, 8)), ("ZYX", (4, 9, 8)), ("CYXS", (2, 9, 8, 3))]
+)
+def test_every_axis_is_accounted_for(tmp_path, axes, shape):
+    pixels = RNG.integers(0, 200, shape).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "a.ome.tif", pixels, ome=True, metadata={"axes": axes})
+    if axes == "CYXS":
+        expected = [np.moveaxis(pixels, -1, 1).reshape(6, 9, 8)]
+    else:
+        expected = list(pixels.reshape(-1, 2, 9, 8) if "C" in axes else pixels[:, None])
+    assert same(read(tmp_path), expected)
+
+
+def test_columns_before_rows_are_turned(tmp_path):
+    store = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=2)
+    store.create_array("0", data=FIVE[0].T)
+    axes = [{"name": "x"}, {"name": "y"}]
+    store.attrs["multiscales"] = [{"axes": axes, "datasets": [{"path": "0"}]}]
+    assert same(read(tmp_path / "a.zarr"), [FIVE[:1]])
+
+
+def image_group(parent, path, pixels):
+    group = parent.create_group(path)
+    group.create_array("0", data=pixels)
+    scales = [{"axes": [{"name": "y"}, {"name": "x"}], "datasets": [{"path": "0"}]}]
+    group.attrs["multiscales"] = scales
+
+
+def test_plates_and_collections_of_ome_zarr_give_all_their_images(tmp_path):
+    plate = zarr.open_group(tmp_path / "plate.zarr", mode="w", zarr_format=2)
+    plate.attrs["plate"] = {"wells": [{"path": "A/1"}, {"path": "B/2"}]}
+    for k, well in enumerate(("A/1", "B/2")):
+        group = plate.create_group(well)
+        group.attrs["well"] = {"images": [{"path": "0"}, {"path": "1"}]}
+        for field in range(2):
+            image_group(group, str(field), FIVE[2 * k + field])
+    assert same(read(tmp_path / "plate.zarr"), FIVE[:4, None])
+    stems = [image.stem for image in open_images(tmp_path / "plate.zarr")]
+    assert stems[0] == "plate.zarr-A-1-0"
+    assert len(set(stems)) == 4
+    several = zarr.open_group(tmp_path / "several.zarr", mode="w", zarr_format=2)
+    several.attrs["bioformats2raw.layout"] = 3
+    for k in range(3):
+        image_group(several, str(k), FIVE[k])
+    assert same(read(tmp_path / "several.zarr"), FIVE[:3, None])
+
+
+# --- alpha, palettes, depth ----------------------------------------------------------------------
+
+RGBA = RNG.integers(0, 255, (20, 30, 4)).astype(np.uint8)
+COLOUR = np.moveaxis(RGBA[..., :3], -1, 0)
+
+
+def test_alpha_is_no_measurement_in_any_format(tmp_path):
+    for extra in ("unassalpha", "assocalpha"):
+        tifffile.imwrite(tmp_path / "a.tif", RGBA, photometric="rgb", extrasamples=[extra])
+        assert same(read(tmp_path / "a.tif"), [COLOUR])
+    planar = {"photometric": "rgb", "planarconfig": "separate", "extrasamples": ["unassalpha"]}
+    tifffile.imwrite(tmp_path / "p.tif", np.moveaxis(RGBA, -1, 0), **planar)
+    assert same(read(tmp_path / "p.tif"), [COLOUR])
+    gray = {"photometric": "minisblack", "planarconfig": "contig", "extrasamples": ["unassalpha"]}
+    tifffile.imwrite(tmp_path / "g.tif", RGBA[..., :2], **gray)
+    assert same(read(tmp_path / "g.tif"), [COLOUR[:1]])
+    for mode, bands, expected in (("RGBA", RGBA, COLOUR), ("LA", RGBA[..., :2], COLOUR[:1])):
+        Image.fromarray(bands, mode).save(tmp_path / f"{mode}.png")
+        assert same(read(tmp_path / f"{mode}.png"), [expected])
+    measured = {"photometric": "rgb", "extrasamples": ["unspecified"]}
+    tifffile.imwrite(tmp_path / "m.tif", RGBA, **measured)
+    assert same(read(tmp_path / "m.tif"), [np.moveaxis(RGBA, -1, 0)])
+
+
+def test_a_large_image_with_alpha_is_read_in_windows_without_it(tmp_path):
+    wide = RNG.integers(0, 255, (2000, 2200, 4)).astype(np.uint8)
+    options = {"photometric": "rgb", "extrasamples": ["unassalpha"], "tile": (256, 256)}
+    tifffile.imwrite(tmp_path / "a.tif", wide, **options)
+    (image,) = open_images(tmp_path)
+    window = image.read_window(slice(900, 1300), slice(10, 20))
+    assert np.array_equal(window, np.moveaxis(wide[900:1300, 10:20, :3], -1, 0))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_png_keeps_its_depth(tmp_path, channels, kind):
+    pixels = RNG.integers(0, np.iinfo(kind).max, (7, 9, channels)).astype(kind)
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(np.squeeze(pixels)))
+    (found,) = read(tmp_path)
+    assert found.dtype.itemsize == np.dtype(kind).itemsize
+    shown = pixels[..., :-1] if channels in (2, 4) else pixels
+    assert np.array_equal(found, np.moveaxis(shown, -1, 0))
+
+
+def test_palettes_are_looked_up_unless_they_tint_or_number(tmp_path):
+    indices = RNG.integers(0, 256, (20, 30)).astype(np.uint8)
+    colours = RNG.integers(0, 256, (3, 256)).astype(np.uint16) * 257
+    tifffile.imwrite(tmp_path / "c.tif", indices, photometric="palette", colormap=colours)
+    expected = (colours // 257).astype(np.uint8)[:, indices]
+    assert same(read(tmp_path / "c.tif"), [expected])
+    assert same(read(tmp_path / "c.tif", labels=True), [indices[None]])
+    green = np.zeros((3, 256), np.uint16)
+    green[1] = np.arange(256) * 257
+    tifffile.imwrite(tmp_path / "t.tif", indices, photometric="palette", colormap=green)
+    assert same(read(tmp_path / "t.tif"), [indices[None]])
+    picture = Image.fromarray(indices, "P")
+    picture.putpalette((colours // 257).astype(np.uint8).T.tobytes())
+    picture.save(tmp_path / "p.png")
+    assert same(read(tmp_path / "p.png"), [expected])
+    assert same(read(tmp_path / "p.png", labels=True), [indices[None]])
+
+
+def test_files_that_count_from_white_are_turned_over(tmp_path):
+    pixels = RNG.integers(0, 2**16, (20, 30)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="miniswhite")
+    assert same(read(tmp_path / "a.tif"), [65535 - pixels[None]])
+    tifffile.imwrite(tmp_path / "b.tif", pixels > 9000, photometric="miniswhite")
+    assert same(read(tmp_path / "b.tif"), [pixels[None] <= 9000])
+
+
+# --- what lies beside images ---------------------------------------------------------------------
+
+
+def test_what_lies_beside_images_is_left_out(tmp_path, caplog):
+    for name in ("a.tif", "b.tif", "c_1.tif"):
+        tifffile.imwrite(tmp_path / name, FIVE[0])
+    outputs = [
+        "a_cp_masks.tif", "a_flows.tif", "a_dP.tif", "a_cp_outlines.png", "a.labels.tif",
+        "b-mask.png", "b_Simple Segmentation.tif", "b_Probabilities.tif", "c_1_overlay.png",
+        "c_1 label.tif",
+    ]  # fmt: skip
+    for name in outputs:
+        write = (
+            tifffile.imwrite if name.endswith("tif") else lambda f, a: Image.fromarray(a).save(f)
+        )
+        write(tmp_path / name, FIVE[1])
+    for name in (
+        ".a.tif",
+        "._b.tif",
+        ".DS_Store",
+        "Thumbs.db",
+        "desktop.ini",
+        "a_seg.npy",
+        "log.txt",
+    ):
+        (tmp_path / name).write_bytes(b"no image")
+    (tmp_path / "folder.tif").mkdir()
+    (tmp_path / "gone.tif").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "m.czi").write_bytes(b"x")
+    assert [image.name for image in open_images(tmp_path)] == ["a.tif", "b.tif", "c_1.tif"]
+    for name in [*outputs, "folder.tif", "gone.tif", "m.czi"]:
+        assert name in caplog.text
+    assert ".DS_Store" not in caplog.text
+    assert "pip install bioio bioio-czi" in caplog.text or "m.czi cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("cell1.tif", False), ("cell_2.tif", False), ("cell_mask.tif", True),
+        ("cell_masks_2.tif", False), ("cellmask.tif", False), ("mask.tif", False),
+        ("other_mask.tif", False),
+    ],
+)  # fmt: skip
+def test_names_of_what_is_made_of_images(name, made):
+    assert is_made_of(name, ["cell.png", "cell1.tif", name]) == made
+
+
+# --- bad files among good ones -------------------------------------------------------------------
+
+
+def compressed(path):
+    tifffile.imwrite(path, FIVE, compression="zlib", photometric="minisblack")
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+@pytest.mark.parametrize("write", [appended, positions, plain_pages, compressed])
+def test_a_file_that_is_cut_off_is_named_and_costs_no_other(tmp_path, write, share, capfd):
+    write(tmp_path / "a.tif")
+    whole = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "a.tif").write_bytes(whole[: int(share * len(whole))])
+    tifffile.imwrite(tmp_path / "b.tif", FIVE[0])
+    first, *_, last = open_images(tmp_path)
+    with pytest.raises(ImageError, match=r"a\.tif (is cut off|cannot be read)"):
+        first.read()
+    assert np.array_equal(last.read()[0], FIVE[0])
+    with pytest.raises(ImageError, match=r"a\.tif (is cut off|cannot be read)"):
+        read([tmp_path / "a.tif"])
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_declared_sizes_are_bounded(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((8, 80), np.uint8), rowsperstrip=8)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as tiff:
+        tiff.pages[0].tags["ImageLength"].overwrite(10_747_968)
+    with pytest.raises(ImageError, match=r"a\.tif (has 3?.* bytes and declares|is cut off)"):
+        read(tmp_path / "a.tif")
+    store = zarr.open_array(tmp_path / "b.zarr", mode="w", shape=(9, 9), dtype="u1", zarr_format=2)
+    for shape, words in (
+        ([10**9, 10**9], "more than can be"),
+        ([10**12, 2, 2], "more than can be"),
+    ):
+        told = json.loads((tmp_path / "b.zarr" / ".zarray").read_text())
+        told |= {"shape": shape, "chunks": [64] * len(shape)}
+        (tmp_path / "b.zarr" / ".zarray").write_text(json.dumps(told))
+        with pytest.raises(ImageError, match="more than can be"):
+            open_images(tmp_path / "b.zarr")
+    assert store.shape == (9, 9)
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def test_a_png_bomb_is_refused(tmp_path):
+    header = struct.pack(">IIBBBBB", 10**5, 10**5, 16, 2, 0, 0, 0)
+    packed = (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    )
+    (tmp_path / "a.png").write_bytes(packed)
+    with pytest.raises(ImageError, match=r"a\.png cannot be read.*exceeds limit"):
+        read(tmp_path)
+
+
+class Evil:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("kind", ["|u1", "|O"])
+def test_a_zarr_array_runs_no_code(tmp_path, kind):
+    marker, folder = tmp_path / "ran", tmp_path / "a.zarr"
+    folder.mkdir()
+    filters = None if kind == "|u1" else [{"id": "vlen-utf8"}]
+    told = {
+        "zarr_format": 2, "shape": [4, 4], "chunks": [4, 4], "dtype": kind, "fill_value": 0,
+        "compressor": {"id": "pickle", "protocol": 5}, "filters": filters, "order": "C",
+    }  # fmt: skip
+    (folder / ".zarray").write_text(json.dumps(told))
+    (folder / "0.0").write_bytes(pickle.dumps(Evil(marker)))
+    with pytest.raises(ImageError, match=r"a\.zarr"):
+        read(folder)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("path", ["../b.zarr", "/etc", "x/../../b.zarr", 7])
+def test_a_zarr_group_leads_nowhere_else(tmp_path, path):
+    zarr.open_array(tmp_path / "b.zarr", mode="w", shape=(9, 9), dtype="u1")
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w")
+    group.attrs["multiscales"] = [{"datasets": [{"path": path}]}]
+    with pytest.raises(ImageError, match=r"a\.zarr names .*no path inside"):
+        open_images(tmp_path / "a.zarr")
+
+
+def test_listing_many_planes_takes_no_time(tmp_path):
+    zarr.open_array(tmp_path / "a.zarr", mode="w", shape=(10**5, 8, 8), dtype="u1")
+    began = time.perf_counter()
+    assert len(open_images(tmp_path / "a.zarr")) == 10**5
+    assert time.perf_counter() - began < 5
+
+
+# --- masks ---------------------------------------------------------------------------------------
+
+
+def lists(tmp_path, images, masks, one_folder=False):
+    for folder, names in (("images", images), ("masks", masks)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for name, frames in names.items():
+            tifffile.imwrite(tmp_path / folder / name, FIVE[:frames], photometric="minisblack")
+    sources = open_images(tmp_path / "images")
+    labels = open_images(tmp_path / ("images" if one_folder else "masks"), labels=True)
+    return [str(mask) for mask in pair(sources, labels, one_folder=one_folder)]
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "expected"),
+    [
+        ({"a.tif": 1, "b.tif": 1}, {"b.tif": 1, "a.tif": 1}, ["a.tif Q0", "b.tif Q0"]),
+        ({"a.tif": 3}, {"truth.tif": 3}, [f"truth.tif Q{k}" for k in range(3)]),
+        ({"a.tif": 2, "b.tif": 1}, {"a_masks.tif": 2, "b.label.tif": 1},
+         ["a_masks.tif Q0", "a_masks.tif Q1", "b.label.tif Q0"]),
+        ({"a.tif": 1, "b.tif": 1}, {"all.tif": 2}, ["all.tif Q0", "all.tif Q1"]),
+        ({"a.ome.tif": 1}, {"a.tif": 1, "z.tif": 1}, ["a.tif Q0"]),
+    ],
+)  # fmt: skip
+def test_images_and_masks_pair_by_name_and_place(tmp_path, images, masks, expected):
+    assert lists(tmp_path, images, masks) == expected
+
+
+def test_masks_beside_their_images_are_found(tmp_path):
+    files = {"a.tif": 1, "a_cp_masks.tif": 1, "b.tif": 2, "b_seg.tif": 2, "b_flows.tif": 2}
+    paired = lists(tmp_path, files, {}, one_folder=True)
+    assert paired == ["a_cp_masks.tif Q0", "b_seg.tif Q0", "b_seg.tif Q1"]
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "message"),
+    [
+        ({"a.tif": 1, "b.tif": 1}, {"a.tif": 1}, r"no mask for b\.tif \(1 missing\)"),
+        ({"a.tif": 3}, {"a.tif": 2}, r"a\.tif holds 3 image\(s\), and a\.tif 2 mask"),
+        ({"a.tif": 3}, {"b.tif": 2}, r"no mask for a\.tif"),
+    ],
+)
+def test_masks_that_do_not_pair_are_named(tmp_path, images, masks, message):
+    with pytest.raises(ImageError, match=message):
+        lists(tmp_path, images, masks)
+
+
+def test_a_damaged_zarr_store_is_named(tmp_path):
+    whole = tmp_path / "whole.zarr"
+    group = zarr.open_group(whole, mode="w", zarr_format=2)
+    image_group(group, "0", FIVE[0])
+    files = [path.relative_to(whole) for path in whole.rglob("*") if path.is_file()]
+    rng = np.random.default_rng(1)
+    for attempt in range(60):
+        damaged = tmp_path / f"{attempt}.zarr"
+        shutil.copytree(whole, damaged)
+        victim = damaged / files[rng.integers(len(files))]
+        content = bytearray(victim.read_bytes())
+        content[rng.integers(len(content))] = rng.integers(256)
+        victim.write_bytes(bytes(content[: rng.integers(len(content))] if attempt % 2 else content))
+        with suppress(ImageError):  # and nothing else
+            read(damaged / "0")
