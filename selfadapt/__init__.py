@@ -36,6 +36,7 @@ from selfadapt._monitors import EmbeddingDrift as EmbeddingDrift
 from selfadapt._monitors import FalseNegativeRate as FalseNegativeRate
 from selfadapt._monitors import Monitor as Monitor
 from selfadapt._normalize import as_channels_first as as_channels_first
+from selfadapt._normalize import in_single as in_single
 from selfadapt._normalize import is_constant as is_constant
 from selfadapt._normalize import normalize_percentile as normalize_percentile
 from selfadapt._normalize import normalize_standard as normalize_standard

@@ -1,6 +1,7 @@
 """What a model must tell the core about itself. Users subclass `Adapter` for their own model."""
 
 import copy
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from selfadapt._errors import ConfigError, ModelError, OutputError
+from selfadapt._errors import ConfigError, ImageError, ModelError, OutputError
 from selfadapt._input import Input, prepare
 from selfadapt._lazy import LazyImage
 from selfadapt._network import check_network
@@ -28,6 +29,11 @@ from selfadapt._predict import predict
 from selfadapt._spec import OutputSpec
 from selfadapt._symmetry import Grid
 from selfadapt._tiles import predict_tiled
+
+logger = logging.getLogger(__name__)
+
+CHECKED = 8
+"""A usable one is looked for among that many images."""
 
 
 class Adapter(ABC):
@@ -224,11 +230,25 @@ class Adapter(ABC):
         """How the family's own tools open what `save(path)` has written; the shell prints it."""
         return None
 
-    def check(self, images: Sequence[LazyImage]) -> None:  # noqa: B027
-        """Raise where the network cannot be what the adapter says it is, judged by the images.
+    def check(self, images: Sequence[LazyImage]) -> None:
+        """Raise or warn where the network cannot be what the adapter says, judged by the images.
 
-        `adapt` and the shell call it once, before any work. Default: nothing is checked.
+        `adapt` and the shell call it once, before any work. Default: a warning where a head that
+        is declared to give logits gives what looks like probabilities on a window of the first
+        image that can be used, or the reverse.
         """
+        for image in images[:CHECKED]:
+            window = image.windows()[0]
+            try:
+                prepared = prepare(self, window.read(), str(image), window.whole())
+            except ImageError:  # named where it is used
+                continue
+            side = self.fixed_size or self.tile
+            outputs = predict(self, self.model, prepared[:, :side, :side]).outputs
+            for name, output in outputs.items():
+                if found := self.outputs[name].objection(output):
+                    logger.warning("Head %r %s", name, found)
+            return
 
     @classmethod
     def from_pretrained(cls, model: Any, **options: Any) -> Self:

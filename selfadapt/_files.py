@@ -176,6 +176,8 @@ def _list_tiff(path: Path, channel_axis: int | None, labels: bool) -> Iterator[L
         with _Told() as told, tifffile.TiffFile(path) as tiff:
             len(tiff.pages)  # walks through the file
             _refuse_cut_off(tiff, told, path)
+            if not tiff.series:
+                raise ImageError(f"{path.name} holds no image: it is damaged.")
             kept = _full_series(tiff.series, path.name)
             described = [_describe_series(tiff, path, index, labels) for index in kept]
     except ImageError:

@@ -71,6 +71,10 @@ class Head(ABC):
         """Back from `values` to what the network gives, so that a mean can be decoded."""
         return values
 
+    def objection(self, raw: Tensor) -> str | None:
+        """What speaks against that this head gives such raw output `[channels, H, W]`, if any."""
+        return None
+
     @abstractmethod
     def pseudo_label(self, votes: Tensor, targets: str) -> Tensor:
         """Merge the votes of all views `[V, B, C, H, W]` into one label `[B, C, H, W]`.
@@ -121,6 +125,21 @@ class Classification(Head):
 
     def kept_share(self, config: Config) -> float:
         return config.keep_classification
+
+    def objection(self, raw: Tensor) -> str | None:
+        low, high = float(raw.min()), float(raw.max())
+        within = low >= 0 and high <= 1
+        if self.logits and within and high > low:
+            return (
+                f"is declared to give logits, and gives values from {low:.2g} to {high:.2g}, as "
+                "probabilities are: is logits=False (shell: --activated true) meant?"
+            )
+        if not self.logits and not within:
+            return (
+                f"is declared to give probabilities, and gives values from {low:.2g} to "
+                f"{high:.2g}: is logits=True (shell: --activated false) meant?"
+            )
+        return None
 
 
 class Binary(Classification):

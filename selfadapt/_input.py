@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from selfadapt._errors import ConfigError, ImageError
-from selfadapt._normalize import Image, is_constant, to_gray
+from selfadapt._normalize import Image, in_single, is_constant, to_gray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +110,7 @@ class Input:
 
         `whole` has the channels of the image that `image` is a part of, in any number of pixels.
         """
+        image, whole = in_single(image, whole)
         part, whole = self.select(image), self.select(whole)
         if self.invert:
             whole = whole.astype(np.float32)

@@ -106,7 +106,8 @@ def ranked(labels: NDArray[Any]) -> tuple[NDArray[np.intp], int]:
         present[0] = True
         table = present.cumsum() - 1
         return table[labels.astype(np.intp)], int(table[-1])
-    values, inverse = np.unique(np.append(labels.ravel(), 0), return_inverse=True)
+    background = labels.dtype.type(0)  # a plain 0 would make floats of 64-bit numbers
+    values, inverse = np.unique(np.append(labels.ravel(), background), return_inverse=True)
     return inverse[:-1].reshape(labels.shape), len(values) - 1
 
 

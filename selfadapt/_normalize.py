@@ -12,6 +12,36 @@ from selfadapt._errors import ImageError
 Image = NDArray[Any]
 
 
+FINE, VAST = 2.0**-15, 1e30
+"""Single precision has 24 bits: of values whose span is below FINE of their size, less than 9 are
+left to tell them apart. It ends at 3e38, and squares and sums of values beyond VAST come there."""
+
+
+def in_single(image: Image, whole: Image) -> tuple[Image, Image]:
+    """An image `[C, H, W]`, and the whole of it, in float32 without losing its contrast.
+
+    Where single precision cannot hold the values (an offset many times the contrast, too large or
+    too small numbers), each channel has the least value of `whole` taken off, and its span is 1.
+    """
+    if not whole.size:
+        return _single(image), _single(whole)
+    wide = np.longdouble  # holds integers of 64 bits
+    low, high = (end((1, 2), keepdims=True).astype(wide) for end in (whole.min, whole.max))
+    span, size = high - low, np.maximum(abs(low), abs(high))
+    lost = (span > 0) & ((span < FINE * size) | (size > VAST) | (span < 1 / VAST))
+    offset, unit = np.where(lost, low, 0), np.where(lost, span, 1)
+
+    def held(each: Image) -> Image:
+        return _single((each.astype(wide) - offset) / unit if lost.any() else each)
+
+    part = held(image)
+    return part, part if whole is image else held(whole)
+
+
+def _single(image: Image) -> Image:
+    return image.astype(np.float32, copy=False)
+
+
 def normalize_percentile(
     image: Image, low: float = 1.0, high: float = 99.0, whole: Image | None = None
 ) -> Image:
@@ -20,8 +50,7 @@ def normalize_percentile(
     A channel that holds one value only becomes zero. `whole` are the pixels `[C, h, w]` whose
     percentiles are taken, where `image` is a part of something larger.
     """
-    image = image.astype(np.float32)
-    whole = image if whole is None else whole.astype(np.float32)
+    image, whole = in_single(image, image if whole is None else whole)
     bottom, top = np.percentile(whole, (low, high), axis=(1, 2), keepdims=True)
     span = top - bottom
     if (span == 0).any():  # more than 98 % of the pixels are equal: fall back on the full range
@@ -33,8 +62,7 @@ def normalize_percentile(
 
 def normalize_standard(image: Image, whole: Image | None = None) -> Image:
     """Per channel of `[C, H, W]`: zero mean and unit variance (of `whole`, if given); float32."""
-    image = image.astype(np.float32)
-    whole = image if whole is None else whole.astype(np.float32)
+    image, whole = in_single(image, image if whole is None else whole)
     spread = whole.std((1, 2), keepdims=True)
     centred = image - whole.mean((1, 2), keepdims=True)
     return np.asarray(centred / np.where(spread == 0, 1, spread), np.float32)

@@ -296,9 +296,9 @@ def test_declared_sizes_are_bounded(tmp_path):
     with pytest.raises(ImageError, match=r"a\.tif (has 3?.* bytes and declares|is cut off)"):
         read(tmp_path / "a.tif")
     store = zarr.open_array(tmp_path / "b.zarr", mode="w", shape=(9, 9), dtype="u1", zarr_format=2)
-    for shape, words in (
-        ([10**9, 10**9], "more than can be"),
-        ([10**12, 2, 2], "more than can be"),
+    for shape in (
+        [10**9, 10**9],
+        [10**12, 2, 2],
     ):
         told = json.loads((tmp_path / "b.zarr" / ".zarray").read_text())
         told |= {"shape": shape, "chunks": [64] * len(shape)}

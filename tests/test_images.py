@@ -15,15 +15,18 @@ from torch.utils.data import Dataset, IterableDataset
 from selfadapt import (
     Binary,
     ImageError,
+    Input,
     LazyImage,
     OutputSpec,
     Scalar,
+    in_single,
     normalize_percentile,
+    normalize_standard,
     open_images,
     prepare,
     to_gray,
 )
-from selfadapt._crops import Crops, hold_out
+from selfadapt._crops import Crops, evenly, hold_out
 from selfadapt._masks import refuse_masks
 from selfadapt._tiles import predict_tiled
 
@@ -402,3 +405,58 @@ def test_the_side_respects_grids_that_the_network_does_not_mention():
     adapter.outputs = OutputSpec(d=Scalar(grid=2))
     assert adapter.side_multiple == 6
     assert Crops(adapter, [], config(crop=32)).side == 36
+
+
+RAMP = np.random.default_rng(3).integers(0, 1000, (2, 30, 40))
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        RAMP + 10**9,
+        RAMP.astype(np.uint64) + np.uint64(2**63),
+        RAMP.astype(np.int64) - 2**62,
+        RAMP + 1e12,
+        RAMP * 1e-60,
+        RAMP * 1e300,
+        (RAMP - 500).astype(np.float32) * np.float32(6e35),
+    ],
+)
+@pytest.mark.parametrize("how", [Input(), Input(invert=True), Input(gray=True, channels=(1,))])
+def test_intensities_of_any_offset_keep_their_contrast(stored, how):
+    adapter = SmallAdapter()
+    adapter.input = how
+    expected, found = adapter.prepare(RAMP.astype(np.float32)), adapter.prepare(stored)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    part = adapter.prepare(stored[:, :9], stored)
+    np.testing.assert_allclose(part, expected[:, :9], atol=2e-6)
+    np.testing.assert_allclose(normalize_standard(stored), normalize_standard(RAMP), atol=2e-6)
+
+
+def test_ordinary_intensities_are_taken_as_they_are():
+    for stored in (RAMP.astype(np.uint16), RAMP - 100.5, RAMP.astype(np.float16)):
+        part, whole = in_single(stored, stored)
+        assert part is whole
+        assert np.array_equal(part, stored.astype(np.float32))
+
+
+def test_a_bad_image_costs_no_other(tmp_path, caplog):
+    good = [pixels(40, 40) for _ in range(3)]
+    for k, image in enumerate(good):
+        tifffile.imwrite(tmp_path / f"{k}.tif", image)
+    (tmp_path / "damaged.tif").write_bytes(b"II*\0no tiff")
+    tifffile.imwrite(tmp_path / "nan.tif", broken(np.nan))
+    tifffile.imwrite(tmp_path / "small.tif", pixels(1, 40))
+    sources = open_images(tmp_path)
+    assert len(sources) == 6
+    for seed in range(5):
+        training, held_out = hold_out(sources, config(seed=seed, validation_share=0.4))
+        assert {source.stem for source in held_out} <= {"0", "1", "2", "small"}
+        Crops(SmallAdapter(), training, config()).check()
+    for name in ("damaged", "nan", "small"):
+        assert name in caplog.text
+    assert [source.stem for source in evenly(sources, 9)] == ["0", "1", "2", "small"]
+    with pytest.raises(ImageError, match="damaged"):
+        evenly(sources[3:4], 2)
+    training, held_out = hold_out(open_images([good[0], broken(np.nan)]), config())
+    assert training == held_out

@@ -9,6 +9,7 @@ from stardist.data import test_image_nuclei_2d as nuclei_2d
 from stardist.matching import matching
 
 from selfadapt import ImageError, Matches, match
+from selfadapt._matching import ranked
 
 IOUS = (0.1, 0.5, 0.75, 0.95)
 
@@ -76,3 +77,11 @@ def test_scores_of_nothing_are_nan():
 def test_what_is_no_pair_of_label_images_is_refused(reference, predicted, message):
     with pytest.raises(ImageError, match=message):
         match(reference, predicted)
+
+
+@pytest.mark.parametrize("kind", ["i1", "u1", "i4", "u4", "i8", "u8"])
+def test_label_numbers_of_any_integer_type_stay_apart(kind):
+    top = np.iinfo(kind).max
+    labels = np.array([[0, top, top - 1, 1, 2]], kind)
+    assert match(labels, np.array([[0, 1, 2, 3, 4]])) == [Matches(4, 0, 0)]
+    assert ranked(labels)[0].tolist() == [[0, 4, 3, 1, 2]]

@@ -1,5 +1,6 @@
 """The SMP adapter: real SMP networks, TorchScript, plain modules, a third party's network."""
 
+import json
 import warnings
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.nn import functional
 from selfadapt import (
     Binary,
     Categorical,
+    ConfigError,
     EmbeddingDrift,
     FalseNegativeRate,
     Input,
@@ -23,6 +25,7 @@ from selfadapt import (
     Scalar,
     adapt,
     match,
+    open_images,
 )
 from selfadapt.testing import AdapterTests
 from selfadapt_smp import Decode, SmpAdapter
@@ -66,7 +69,9 @@ class TestTorchScript(AdapterTests):
         return SmpAdapter(scripted, "foreground,distance")
 
     def load(self, path):
-        return SmpAdapter.from_pretrained(str(path), heads="foreground,distance")
+        return SmpAdapter.from_pretrained(
+            str(path), heads="foreground,distance", trust_torchscript=True
+        )
 
 
 class TestPlainModule(AdapterTests):
@@ -259,6 +264,7 @@ def test_a_third_partys_torchscript_network_predicts_as_its_authors_say_and_adap
     folder = SHARED / "models" / "unet2d_nuclei_broad"
     adapter = SmpAdapter.from_pretrained(
         str(folder / "weights_abe6.pt"), heads="foreground", activated=True, normalize="standard",
+        trust_torchscript=True,
         size_multiple=8,
     )  # fmt: skip
     assert adapter.channels == 1
@@ -287,3 +293,86 @@ def test_the_same_network_as_a_plain_module_has_a_bottleneck():
     settings = config(iterations=4, crop=64)
     result = adapt(adapter, given, config=settings, stop=EmbeddingDrift(1.9), progress=False)
     assert result.history[-1]["d_emb"] > 0
+
+
+@pytest.mark.parametrize(
+    ("activation", "logits"), [(None, True), ("sigmoid", False), ("softmax2d", False)]
+)
+def test_the_networks_own_activation_wins_over_the_default(tmp_path, activation, logits):
+    network = smp.Unet("resnet18", encoder_weights=None, activation=activation)
+    assert SmpAdapter(network, "foreground").outputs["foreground"].logits == logits
+    network.save_pretrained(tmp_path)
+    told = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(told | {"encoder_weights": "imagenet"}))
+    opened = SmpAdapter.from_pretrained(str(tmp_path), heads="foreground")
+    assert opened.outputs["foreground"].logits == logits
+    opened.save(tmp_path / "again")
+    again = SmpAdapter.from_pretrained(str(tmp_path / "again"))
+    assert again.outputs["foreground"].logits == logits
+    said = SmpAdapter.from_pretrained(str(tmp_path), heads="foreground", activated=logits)
+    assert said.outputs["foreground"].logits != logits
+
+
+def test_an_activation_that_is_neither_is_refused():
+    network = smp.Unet("resnet18", encoder_weights=None, activation="tanh")
+    with pytest.raises(ModelError, match="ends in Tanh"):
+        SmpAdapter(network, "foreground")
+
+
+def test_outputs_that_are_not_what_they_are_declared_to_be_are_named(caplog):
+    images = open_images([discs(k, (96, 96))[0] for k in range(2)])
+    SmpAdapter(unet(1), "foreground").check(images)
+    assert not caplog.text
+    network = smp.Unet("resnet18", encoder_weights=None, in_channels=1, activation="sigmoid")
+    SmpAdapter(network, OutputSpec(foreground=Binary())).check(images)
+    assert "declared to give logits, and gives values from 0." in caplog.text
+    SmpAdapter(unet(1), OutputSpec(foreground=Binary(logits=False))).check(images)
+    assert "declared to give probabilities, and gives values from -" in caplog.text
+
+
+def test_a_folder_without_its_files_is_not_looked_up_in_the_internet(tmp_path, monkeypatch):
+    monkeypatch.setattr("segmentation_models_pytorch.base.hub_mixin.hf_hub_download", None)
+    with pytest.raises(ModelError, match=r"it has no config\.json"):
+        SmpAdapter.from_pretrained(str(tmp_path), heads="foreground")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"it has no model\.safetensors"):
+        SmpAdapter.from_pretrained(str(tmp_path), heads="foreground")
+
+
+class OneSize(nn.Module):
+    """A position embedding of 64 x 64, as transformers have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Conv2d(1, 4, 3, padding=1)
+        self.place = nn.Parameter(torch.zeros(1, 4, 64, 64))
+        self.head = nn.Conv2d(4, 1, 1)
+
+    def forward(self, images):
+        return self.head(self.encoder(images) + self.place)
+
+
+def save_scripted(path):
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        torch.jit.save(torch.jit.script(OneSize()), path)
+
+
+def test_a_network_that_takes_one_size_only_can_be_said_so(tmp_path):
+    save_scripted(tmp_path / "net.pt")
+    options = {"heads": "foreground", "fixed_size": 64, "trust_torchscript": True}
+    adapter = SmpAdapter.from_pretrained(str(tmp_path / "net.pt"), **options)
+    assert adapter.segment(discs(0, (70, 150))[0]).shape == (70, 150)
+    settings = config(iterations=2, validate_every=2)
+    images = [discs(k, (96, 96))[0] for k in range(2)]
+    adapt(adapter, images, config=settings, calibrate=False, progress=False)
+    with pytest.raises(ConfigError, match="fixed_size=0"):
+        SmpAdapter(OneSize(), "foreground", fixed_size=0)
+
+
+def test_a_torchscript_file_is_a_program_that_must_be_trusted(tmp_path):
+    save_scripted(tmp_path / "net.pt")
+    with pytest.raises(ModelError, match="if you trust its maker, give trust_torchscript=True"):
+        SmpAdapter.from_pretrained(str(tmp_path / "net.pt"), heads="foreground")
+    torch.save(OneSize().state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(ModelError, match="neither a folder"):
+        SmpAdapter.from_pretrained(str(tmp_path / "weights.pt"), heads="foreground")

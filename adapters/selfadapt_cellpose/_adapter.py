@@ -24,6 +24,7 @@ from selfadapt import (
     Vector,
     as_channels_first,
     check_settled,
+    in_single,
 )
 from selfadapt_cellpose._files import (
     check_free,
@@ -193,6 +194,8 @@ class CellposeAdapter(Adapter):
     ) -> NDArray[np.float32]:
         scale = self._scale
         self._check_size(image)
+        if whole is not None:
+            image, whole = in_single(image, whole)
         pixels, options = self._for_cellpose(image)
         converted = transforms.convert_image(pixels, **options)
         normalised = converted
@@ -329,8 +332,9 @@ class CellposeAdapter(Adapter):
         options: dict[str, Any] = {"channel_axis": None if count == 1 else 0}
         if self.channels is not None:
             options |= {"channels": self.channel_choice, "nchan": self.channels}
+        image = in_single(image, image)[0]
         # a copy: Cellpose normalises float32 in place
-        return (image[0] if count == 1 else image).astype(np.float32), options
+        return (image[0] if count == 1 else image).copy(), options
 
     def _around(self, net: nn.Module) -> CellposeModel:
         """The original `CellposeModel` with another network."""

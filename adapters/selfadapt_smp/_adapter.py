@@ -2,6 +2,7 @@
 
 import json
 import warnings
+import zipfile
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import asdict, replace
@@ -28,6 +29,8 @@ from selfadapt_smp._names import head_names, parse_heads
 
 DEMO_MODEL = Path(__file__).with_name("demo_model")
 """Folder of the bundled network, as SMP's `save_pretrained` lays it out."""
+FILES = ("config.json", "model.safetensors")
+"""What `save_pretrained` writes."""
 SIDECAR = "selfadapt.json"
 """Beside SMP's own files: what SMP's format does not say (heads, normalisation, decoding)."""
 
@@ -44,7 +47,8 @@ class SmpAdapter(Adapter):
         model: an SMP model, any `nn.Module`, or a TorchScript module.
         outputs: the heads in the order of the network's channels: an `OutputSpec`, or names
             such as "foreground,distance" (`foreground`, `boundary`: one logit each; `distance`:
-            one value; `classes:3`: softmax).
+            one value; `classes:3`: softmax). With names, whether the network gives probabilities
+            or logits is read off the activation at its end, where SMP has built it.
         normalize: "percentile" (1 and 99 to 0 and 1), "standard" (zero mean, unit variance) or
             "none".
         scale: pixels of the network per pixel of the image: 0.5 where objects are twice as large
@@ -56,6 +60,8 @@ class SmpAdapter(Adapter):
             submodules where no hook reaches, so such networks have no bottleneck.
         channels: number of channels that the network takes; default: read off its first layer.
         size_multiple: sides are padded to multiples of this; default 32, or the encoder's stride.
+        fixed_size: set where the network takes square tiles of this side only, as many of those
+            with transformers do.
         decode: recipe options, or a function `(outputs, heads) -> int32 [H, W]`.
 
     Raises:
@@ -74,10 +80,13 @@ class SmpAdapter(Adapter):
         embedding: str = "encoder",
         channels: int | None = None,
         size_multiple: int | None = None,
+        fixed_size: int | None = None,
         decode: Any = None,
     ) -> None:
         self.model = model
-        self.outputs = parse_heads(outputs) if isinstance(outputs, str) else outputs
+        if isinstance(outputs, str):
+            outputs = parse_heads(outputs, activated=own_activation(model) or False)
+        self.outputs = outputs
         if normalize not in NORMALIZATIONS:
             raise ConfigError(
                 f"normalize={normalize!r} is not allowed: it must be "
@@ -93,9 +102,12 @@ class SmpAdapter(Adapter):
         if not self.scripted:
             self.embedding_module(model)
         self.channels = channels if channels is not None else _input_channels(model)
-        self.size_multiple = size_multiple or int(
-            getattr(getattr(model, "encoder", None), "output_stride", 32)
-        )
+        for name, value in (("size_multiple", size_multiple), ("fixed_size", fixed_size)):
+            if value is not None and not (isinstance(value, int) and value > 0):
+                raise ConfigError(f"{name}={value!r} is not allowed: give pixels, 1 or more.")
+        stride = 1 if fixed_size else getattr(getattr(model, "encoder", None), "output_stride", 32)
+        self.size_multiple = size_multiple or int(stride)
+        self.fixed_size = fixed_size
         self._decode = decode if decode is not None else Decode()
 
     def forward(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
@@ -153,6 +165,7 @@ class SmpAdapter(Adapter):
             "embedding": self.embedding,
             "channels": self.channels,
             "size_multiple": self.size_multiple,
+            "fixed_size": self.fixed_size,
         }
         if (heads := head_names(self.outputs)) is not None:
             options |= heads
@@ -174,10 +187,12 @@ class SmpAdapter(Adapter):
         embedding: str | None = None,
         channels: int | None = None,
         size_multiple: int | None = None,
+        fixed_size: int | None = None,
         threshold: float | None = None,
         min_size: int | None = None,
         min_distance: int | None = None,
         smoothing: float | None = None,
+        trust_torchscript: bool = False,
     ) -> Self:
         """Open "demo" (bundled), a folder of SMP's `save_pretrained`, or a TorchScript file.
 
@@ -186,7 +201,7 @@ class SmpAdapter(Adapter):
         Args:
             model: "demo", a folder or a file.
             heads: the network's channels in order, e.g. "foreground,distance".
-            activated: the network gives probabilities, not logits.
+            activated: the network gives probabilities, not logits; default: as its folder says.
             normalize: "percentile", "standard" or "none".
             scale: rescale the images by this for the network; "auto": as found in them.
             gray: turn colour into luminance.
@@ -194,27 +209,35 @@ class SmpAdapter(Adapter):
             embedding: dotted name of the bottleneck module.
             channels: number of channels that the network takes.
             size_multiple: sides that the network takes are multiples of this.
+            fixed_size: the network takes square tiles of this side only.
             threshold: foreground is where its probability exceeds this.
             min_size: smaller instances, in pixels, are dropped.
             min_distance: least distance of two peaks, in pixels.
             smoothing: Gaussian smoothing of the distance, in pixels.
+            trust_torchscript: needed to open a TorchScript file: it is a program, which may do
+                whatever you may do on this machine. Say so of files whose makers you trust only.
 
         Raises:
-            ModelError: the file is missing or none of these, or heads are not said.
+            ModelError: the file is missing, none of these or not trusted, or heads are not said.
         """
         given = {
             name: value
             for name, value in locals().items()
-            if name not in ("cls", "model", "__class__") and value is not None
+            if name not in ("cls", "model", "trust_torchscript", "__class__") and value is not None
         }
-        network, options = _open(DEMO_MODEL if model == "demo" else Path(model))
+        network, options = _open(
+            DEMO_MODEL if model == "demo" else Path(model), trusted=trust_torchscript
+        )
         options |= given
         if "heads" not in options:
             raise ModelError(
                 f"{model!r} does not say which channel is which head: give heads, e.g. "
                 "heads='foreground,distance' (shell: --heads foreground,distance)."
             )
-        outputs = parse_heads(options.pop("heads"), activated=options.pop("activated", False))
+        told = options.pop("activated", False)
+        if activated is None:  # a folder of before may say that of a sigmoid it does not know of
+            told = told or own_activation(network) or False
+        outputs = parse_heads(options.pop("heads"), activated=told)
         saved = options.pop("input", None)
         recipe = {name: options.pop(name) for name in asdict(Decode()) if name in options}
         try:
@@ -227,12 +250,40 @@ class SmpAdapter(Adapter):
         return adapter
 
 
+def own_activation(model: nn.Module) -> bool | None:
+    """Whether a network of SMP gives probabilities; None of another one, which does not say it.
+
+    Raises:
+        ModelError: what it gives is neither probabilities nor logits.
+    """
+    last = getattr(model, "segmentation_head", None)
+    kind = getattr(last[-1], "activation", None) if isinstance(last, nn.Sequential) else None
+    if kind is None or isinstance(kind, nn.Identity):
+        return None if kind is None else False
+    if not isinstance(kind, nn.Sigmoid | nn.Softmax):
+        raise ModelError(
+            f"the network ends in {type(kind).__name__}, which gives neither logits nor "
+            "probabilities: load it with activation=None."
+        )
+    return True
+
+
 def _input_channels(model: nn.Module) -> int | None:
-    """Channels of the first layer that says so; None if none does."""
-    for parameter in model.parameters():
-        if parameter.ndim == 4:
+    """Channels of the first layer that says so; None if none does.
+
+    A position embedding has four axes, too, and comes before the layers.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 4 and name.endswith("weight"):
             return parameter.shape[1]
     return None
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not (path.is_file() and zipfile.is_zipfile(path)):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
 
 
 def _torchscript_warnings_off() -> "warnings.catch_warnings[None]":
@@ -240,18 +291,29 @@ def _torchscript_warnings_off() -> "warnings.catch_warnings[None]":
     return warnings.catch_warnings(action="ignore", category=FutureWarning)
 
 
-def _open(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+def _open(path: Path, *, trusted: bool) -> tuple[nn.Module, dict[str, Any]]:
     if not path.exists():
         raise ModelError(
             f"there is no model {str(path)!r}: give 'demo', a folder written by save_pretrained, "
             "or a TorchScript file."
         )
+    if not trusted and _is_torchscript(path):
+        raise ModelError(
+            f"{str(path)!r} is a TorchScript file, a program that may do whatever you may do: if "
+            "you trust its maker, give trust_torchscript=True (shell: --trust_torchscript true)."
+        )
     try:
         if path.is_dir():
+            missing = [name for name in FILES if not (path / name).is_file()]
+            if missing:  # of a folder without them SMP asks the Hugging Face Hub
+                raise FileNotFoundError(f"it has no {missing[0]}")
             with redirect_stdout(None):  # it prints where it loads from
-                network = smp.from_pretrained(str(path))
+                # its weights come from the folder, and none from the internet
+                network = smp.from_pretrained(str(path), encoder_weights=None)
             sidecar = path / SIDECAR
             options = json.loads(sidecar.read_text()) if sidecar.exists() else {}
+            if not isinstance(options, dict):
+                raise ValueError(f"{SIDECAR} holds no options")
             if options.get("gray") in OLD_GRAY:
                 options["gray"], options["invert"] = OLD_GRAY[options["gray"]]
             return network, options
