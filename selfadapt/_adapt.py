@@ -16,7 +16,7 @@ from selfadapt._adapter import Adapter
 from selfadapt._calibrate import FOUND, go_on, search
 from selfadapt._config import Config
 from selfadapt._crops import Crops, evenly, hold_out
-from selfadapt._errors import ConfigError
+from selfadapt._errors import ConfigError, refuse_damage
 from selfadapt._images import open_windows
 from selfadapt._judge import Judge
 from selfadapt._lazy import LazyImage
@@ -28,6 +28,7 @@ from selfadapt._predict import predict
 from selfadapt._quality import Quality
 from selfadapt._run import SelfAdaptation, Stop
 from selfadapt._rundir import CALIBRATION, INPUT, Row, RunDirectory
+from selfadapt._state import refuse_other_tensors
 from selfadapt._verdict import Outcome
 
 EXAMPLES = 4
@@ -159,7 +160,9 @@ def adapt(
         held_out = evenly(given, config.validation_images)
     calibration = _calibration(adapter, sources, directory, calibrate, progress=progress)
     if calibration is not None:
-        adapter = go_on(adapter, calibration["chosen"]["input"])
+        with refuse_damage(directory.path / CALIBRATION):
+            adapter = go_on(adapter, calibration["chosen"]["input"])
+            words = str(calibration["words"])
     adapter.check(sources)
     crops = Crops(adapter, sources, config)
     crops.check()
@@ -204,7 +207,7 @@ def adapt(
         ending.kept.iteration,
         ending.reason,
         ending.quality,
-        None if calibration is None else str(calibration["words"]),
+        None if calibration is None else words,
         portfolio.history,
         directory,
     )
@@ -250,7 +253,9 @@ def _with_snapshot(
     adapter: Adapter, directory: RunDirectory, name: int | str, device: torch.device
 ) -> Adapter:
     model = copy_network(adapter.model, device).eval()
-    model.load_state_dict(directory.load_snapshot(name))
+    tensors = directory.load_snapshot(name)
+    refuse_other_tensors(f"snapshot {name}", tensors, model.state_dict())
+    model.load_state_dict(tensors)
     return adapter.with_model(model)
 
 

@@ -1,7 +1,6 @@
 """The settings of a run."""
 
 import dataclasses
-import math
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -136,8 +135,11 @@ class Config:
             for kind, allowed in ((int, int), (float, (int, float))):
                 if item.type is kind:
                     number = isinstance(value, allowed) and not isinstance(value, bool)
-                    finite = number and math.isfinite(value)
+                    finite = number and abs(value) < 2**63  # nor NaN
                     self._require(item.name, finite, f"a finite {kind.__name__}")
+            if item.type in (bool, str):
+                is_one = isinstance(value, item.type)
+                self._require(item.name, is_one, "True or False" if item.type is bool else "text")
         for name in _POSITIVE:
             self._require(name, getattr(self, name) > 0, "above 0")
         for name in _NOT_NEGATIVE:
@@ -154,7 +156,8 @@ class Config:
         self._require("crop", self.crop >= 3, "3 or more")
         self._require("contrast", self.contrast * self.strength < 1, "below 1 / strength")
         if self.gradient_clip is not None:
-            self._require("gradient_clip", self.gradient_clip > 0, "above 0, or None")
+            number = type(self.gradient_clip) in (int, float) and self.gradient_clip > 0
+            self._require("gradient_clip", number, "above 0, or None")
         try:
             re.compile(self.trainable)
         except re.error as error:

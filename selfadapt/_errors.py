@@ -1,5 +1,8 @@
 """What went wrong on the user's side. The shell prints these as one line and exits with 2."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 def first_line(error: BaseException) -> str:
     """What a foreign error says, in one line, for a message of ours."""
@@ -32,3 +35,26 @@ class CheckpointError(SelfAdaptError, ValueError):
 
 class AdapterNotFoundError(SelfAdaptError, LookupError):
     """No installed package provides the adapter, or the library it needs is missing."""
+
+
+@contextmanager
+def refuse_damage(what: object) -> Iterator[None]:
+    """Inside, what a file of a run holds is taken at its word; where that fails, it is damaged.
+
+    Raises:
+        CheckpointError: it does not hold what a run writes.
+    """
+    try:
+        yield
+    except SelfAdaptError:
+        raise
+    except _OF_DAMAGE as error:
+        raise CheckpointError(
+            f"{what} is damaged, or of another version ({first_line(error)}): start in a new "
+            "folder."
+        ) from None
+
+
+_OF_DAMAGE = (
+    ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError
+)  # fmt: skip

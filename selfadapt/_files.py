@@ -156,10 +156,13 @@ class _Tiff:
     def __getitem__(self, index: Any) -> Image:
         stored = index if self.palette is None else index[:-1]
         try:
-            with tifffile.TiffFile(self.path) as tiff:
+            with _Told(), tifffile.TiffFile(self.path) as tiff:
                 series = tiff.series[self.series]
                 if math.prod(series.shape) <= LARGE**2:
-                    pixels = np.asarray(series.asarray()[stored])
+                    whole = series.asarray()
+                    if whole.shape != series.shape:
+                        raise ValueError(f"it holds {whole.size} values, not {series.shape}")
+                    pixels = np.asarray(whole[stored])
                 else:
                     lazy: Any = zarr.open(series.aszarr(level=0), mode="r")
                     pixels = np.asarray(lazy[stored])
@@ -261,22 +264,26 @@ def _refuse_bomb(declared: int, path: Path) -> None:
         )
 
 
-class _Told(logging.Handler):
-    """What tifffile logs, which reads a file whose end is missing as one with fewer pages."""
+class _Told(logging.Filter):
+    """Keeps what tifffile logs, which reads a file whose end is missing as one with fewer pages.
+
+    What matters of it becomes our errors; the rest is of no use to whoever only has the file.
+    """
 
     def __init__(self) -> None:
-        super().__init__(logging.ERROR)
+        super().__init__()
         self.messages: list[str] = []
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def filter(self, record: logging.LogRecord) -> bool:
         self.messages.append(record.getMessage())
+        return False
 
     def __enter__(self) -> "_Told":
-        tifffile.logger().addHandler(self)
+        tifffile.logger().addFilter(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        tifffile.logger().removeHandler(self)
+        tifffile.logger().removeFilter(self)
 
 
 def _refuse_cut_off(tiff: tifffile.TiffFile, told: _Told, path: Path) -> None:

@@ -47,10 +47,11 @@ class Input:
         number = isinstance(self.scale, int | float) and not isinstance(self.scale, bool)
         if not (number and 0 < self.scale < math.inf):
             raise ConfigError(f"scale={self.scale!r} is not allowed: it must be above 0.")
-        if not 0 <= self.low < self.high <= 100:
+        numbers = all(type(value) in (int, float) for value in (self.low, self.high))
+        if not (numbers and 0 <= self.low < self.high <= 100):
             raise ConfigError(
-                f"percentiles {self.low:g} and {self.high:g} are not allowed: they lie between 0 "
-                "and 100, the lower one first."
+                f"percentiles {self.low} and {self.high} are not allowed: they lie between 0 and "
+                "100, the lower one first."
             )
         for name in ("invert", "gray", "tta"):
             if not isinstance(value := getattr(self, name), bool):
@@ -60,7 +61,7 @@ class Input:
                 )
         chosen = self.channels
         if chosen is not None and not (
-            isinstance(chosen, tuple) and chosen and all(isinstance(c, int) for c in chosen)
+            isinstance(chosen, tuple) and chosen and all(type(c) is int for c in chosen)
         ):
             raise ConfigError(
                 f"channels={chosen!r} is not allowed: give indices such as (0, 2), or None."
@@ -174,6 +175,7 @@ def prepare(adapter: Preparing, image: Image, name: str, whole: Image | None = N
         )
     check_image(image, name)
     prepared = np.ascontiguousarray(adapter.prepare(image, whole), dtype=np.float32)
+    refuse_not_finite(prepared, f"what becomes of {name} for the network")
     if adapter.channels is not None and prepared.shape[0] != adapter.channels:
         raise ImageError(
             f"{name} has {image.shape[0]} channel(s), prepared {prepared.shape[0]}, but the "

@@ -4,10 +4,12 @@ import zlib
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from skimage.transform import resize
+from torch import Tensor
 
-from selfadapt._errors import ImageError
+from selfadapt._errors import ImageError, first_line
 
 Image = NDArray[Any]
 
@@ -95,7 +97,10 @@ def as_channels_first(array: Any, channel_axis: int | None, name: str = "the ima
     Raises:
         ImageError: these are no numbers or other axes; `name` is named in the message.
     """
-    image = np.asarray(array)
+    try:
+        image = np.asarray(array.float() if _has_no_equal(array) else array)
+    except Exception as error:  # a sparse tensor, one on a GPU, lists of unequal length, ...
+        raise ImageError(f"{name} is no array of numbers: {first_line(error)}") from None
     if image.dtype.kind not in "buif":
         raise ImageError(f"{name} holds {image.dtype}, not numbers that a network can take.")
     if image.ndim == 2:
@@ -109,7 +114,14 @@ def as_channels_first(array: Any, channel_axis: int | None, name: str = "the ima
             f"{name} has shape {image.shape}: say which axis holds the channels, "
             "e.g. channel_axis=-1 for [H, W, C] or channel_axis=0 for [C, H, W]."
         )
+    if not (isinstance(channel_axis, int) and -3 <= channel_axis <= 2):
+        raise ImageError(f"channel_axis={channel_axis} is no axis of an image with three: -3 to 2.")
     return np.moveaxis(image, channel_axis, 0)
+
+
+def _has_no_equal(array: Any) -> bool:
+    """Whether NumPy lacks the type of a tensor."""
+    return isinstance(array, Tensor) and array.dtype == torch.bfloat16
 
 
 def is_constant(image: Image) -> bool:

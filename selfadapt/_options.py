@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from selfadapt._adapter import Adapter
 from selfadapt._calibrate import go_on
-from selfadapt._errors import CheckpointError, ConfigError
+from selfadapt._errors import CheckpointError, ConfigError, first_line
 from selfadapt._network import pick_device
 from selfadapt._registry import load_adapter
 from selfadapt._rundir import INPUT, RunDirectory
@@ -90,6 +90,9 @@ def _named_adapter(words: Sequence[str]) -> tuple[type[Adapter] | None, dict[str
     known, _ = early.parse_known_args(words)
     named = _read_config(known.config) if known.config else {}
     name, model = known.adapter or named.get("adapter"), known.model or named.get("model")
+    for flag, value in (("adapter", name), ("model", model)):
+        if value is not None and not isinstance(value, str):
+            raise ConfigError(f"{flag} is {value!r} in {known.config!r}: it must be text.")
     origin = _origin(model) if model else None
     if origin:
         if name not in (None, origin["adapter"]):
@@ -116,11 +119,27 @@ def _origin(model: str) -> dict[str, Any] | None:
     return origin
 
 
+DEEPEST = 8
+"""Of lists and names within each other; settings need two."""
+
+
+def _refuse_nested(text: str) -> None:
+    """Aliases and deep nesting, which settings have no use for, can fill memory and time."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
+            raise ValueError("it has aliases, or is nested too deep")
+
+
 def _read_config(path: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"config file {path!r} cannot be read: {error}") from None
+        text = Path(path).read_text()
+        _refuse_nested(text)
+        content = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"config file {path!r} cannot be read: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"config file {path!r} must hold 'name: value' lines.")
     return content

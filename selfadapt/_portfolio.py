@@ -12,7 +12,7 @@ from tqdm import tqdm
 from selfadapt._candidates import STATISTICS, Candidate, initial, loop, loops, statistics
 from selfadapt._config import DEFAULT
 from selfadapt._crops import Crops
-from selfadapt._errors import CheckpointError, OutputError
+from selfadapt._errors import CheckpointError, OutputError, refuse_damage
 from selfadapt._judge import Judge
 from selfadapt._look import Look
 from selfadapt._monitors import Monitor
@@ -21,6 +21,7 @@ from selfadapt._quality import Quality, estimate
 from selfadapt._run import SelfAdaptation, Stop
 from selfadapt._rundir import Row, RunDirectory
 from selfadapt._schedule import halved, rungs, spare
+from selfadapt._state import refuse_other_tensors
 from selfadapt._verdict import Outcome, Verdict
 
 LOG_EVERY = 10
@@ -174,7 +175,9 @@ class Portfolio:
     def _network(self, seen: Seen) -> nn.Module:
         """What was looked at."""
         model = copy_network(self.run.initial, self.run.device)
-        model.load_state_dict(self.directory.load_snapshot(seen.snapshot))
+        tensors = self.directory.load_snapshot(seen.snapshot)
+        refuse_other_tensors(f"snapshot {seen.snapshot}", tensors, model.state_dict())
+        model.load_state_dict(tensors)
         return model
 
     def _advance(self, name: str, before: int, end: int, bar: Any) -> Ending | None:
@@ -260,12 +263,10 @@ class Portfolio:
         self.directory.write_json(LOOKS, {"looks": [each.to_dict() for each in self.seen]})
 
     def _go_on(self) -> None:
-        try:
+        with refuse_damage(self.directory.path / LOOKS):
             looks = [Seen.from_dict(each) for each in self.directory.read_json(LOOKS)["looks"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{self.directory.path / LOOKS} is damaged ({error}): start in a new folder."
-            ) from None
+            if looks[0].candidate != "initial":
+                raise ValueError("the first look is not at the initial network")
         self.history, self.seen = self.directory.read_history(), looks
 
     def _forget(self, name: str, at: int) -> None:

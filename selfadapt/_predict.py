@@ -87,11 +87,18 @@ def raw_outputs(adapter: Predicting, model: nn.Module, image: Tensor) -> dict[st
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, every layer's own mode afterwards."""
+    """Eval mode inside, every layer's own mode afterwards.
+
+    Layers that draw at random all the same (dropout that is kept alive) draw from a seed of their
+    own: looks can be compared, and the caller's random state is untouched.
+    """
     modes = {module: module.training for module in model.modules()}
     model.eval()
+    device = next(model.parameters()).device
     try:
-        yield
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(0)
+            yield
     finally:
         for module, mode in modes.items():
             module.training = mode

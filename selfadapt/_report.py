@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from skimage.segmentation import find_boundaries
 
 from selfadapt._config import LOOPS
-from selfadapt._errors import CheckpointError, ModelError
+from selfadapt._errors import CheckpointError, ModelError, refuse_damage
 from selfadapt._rundir import CALIBRATION, Row, RunDirectory, write_file
 from selfadapt._tiles import resize_labels
 
@@ -52,42 +52,46 @@ def write_report(run: str | Path | RunDirectory, scores: Sequence[str] = ()) -> 
             f"run {str(directory.path)!r} was made by an earlier version, which knows no verdict: "
             "its report cannot be drawn again."
         )
-    curves = _draw_curves(history, result["candidate"], result["iteration"], result["thresholds"])
-    has_input = (directory.path / CALIBRATION).exists()
-    calibration = directory.read_json(CALIBRATION) if has_input else None
-    examples = [
-        _draw_example(path, name)
-        for path, name in zip(
-            sorted((directory.path / "examples").glob("*-image.tif")),
-            result["examples"],
-            strict=True,
+    with refuse_damage(directory.path):
+        curves = _draw_curves(
+            history, result["candidate"], result["iteration"], result["thresholds"]
         )
-    ]
-    kept = result["candidate"], int(result["iteration"])
-    rows = "".join(
-        f"<tr{' class=chosen' if (row['candidate'], int(row['iteration'])) == kept else ''}>"
-        f"<td>{html.escape(row['candidate'])}</td><td>{row['iteration']:.0f}</td>"
-        + "".join(f"<td>{_figure(row.get(name))}</td>" for name in _TABLE)
-        + "</tr>"
-        for row in history
-        if "d_emb" in row
-    )
-    page = _PAGE.format(
-        outcome=html.escape(result["outcome"].capitalize()),
-        reason=html.escape(result["reason"]),
-        quality=html.escape(_quality(result["quality"])),
-        scores="".join(f"<p class=score>{html.escape(line)}</p>" for line in scores),
-        calibration="" if calibration is None else _draw_calibration(calibration),
-        curves=curves,
-        examples="".join(examples) or "<p>The adapter cannot decode instances.</p>",
-        head="".join(
-            f"<th>{html.escape(title)}</th>" for title in ("candidate", "steps", *_TABLE.values())
-        ),
-        rows=rows,
-        settings=html.escape("\n".join(f"{name} = {value}" for name, value in config.items())),
-    )
+        has_input = (directory.path / CALIBRATION).exists()
+        calibration = directory.read_json(CALIBRATION) if has_input else None
+        examples = [
+            _draw_example(path, name)
+            for path, name in zip(
+                sorted((directory.path / "examples").glob("*-image.tif")),
+                result["examples"],
+                strict=True,
+            )
+        ]
+        kept = result["candidate"], int(result["iteration"])
+        rows = "".join(
+            f"<tr{' class=chosen' if (row['candidate'], int(row['iteration'])) == kept else ''}>"
+            f"<td>{html.escape(row['candidate'])}</td><td>{row['iteration']:.0f}</td>"
+            + "".join(f"<td>{_figure(row.get(name))}</td>" for name in _TABLE)
+            + "</tr>"
+            for row in history
+            if "d_emb" in row
+        )
+        page = _PAGE.format(
+            outcome=html.escape(result["outcome"].capitalize()),
+            reason=html.escape(result["reason"]),
+            quality=html.escape(_quality(result["quality"])),
+            scores="".join(f"<p class=score>{html.escape(line)}</p>" for line in scores),
+            calibration="" if calibration is None else _draw_calibration(calibration),
+            curves=curves,
+            examples="".join(examples) or "<p>The adapter cannot decode instances.</p>",
+            head="".join(
+                f"<th>{html.escape(title)}</th>"
+                for title in ("candidate", "steps", *_TABLE.values())
+            ),
+            rows=rows,
+            settings=html.escape("\n".join(f"{name} = {value}" for name, value in config.items())),
+        )
     target = directory.path / "report.html"
-    write_file(target, page.encode())
+    write_file(target, page.encode(errors="backslashreplace"))  # of names that are not UTF-8
     return target
 
 

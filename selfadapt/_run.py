@@ -271,6 +271,9 @@ class SelfAdaptation:
             raise CheckpointError(
                 f"this is no state of a SelfAdaptation: {', '.join(sorted(missing))} missing."
             )
+        for name in ("config", "model"):
+            if not isinstance(state[name], Mapping):
+                raise CheckpointError(f"the saved run is damaged: its {name} holds no names.")
         refuse_difference("setting", state["config"], self.config.to_dict())
         refuse_difference("heads", {"": state["outputs"]}, {"": repr(self.adapter.outputs)})
         refuse_difference("initial model's", state["model"], self._fingerprint)
@@ -298,6 +301,11 @@ class SelfAdaptation:
 
     def _check_batch(self, images: Tensor) -> Tensor:
         adapter = self.adapter
+        if not isinstance(images, Tensor) or images.is_complex() or images.is_sparse:
+            raise ImageError(
+                f"a batch that is a {type(images).__name__} was given: a dense tensor of real "
+                "numbers [B, C, S, S] is needed."
+            )
         if images.ndim != 4 or images.shape[2] != images.shape[3] or not images.shape[0]:
             raise ImageError(
                 f"a batch of shape {list(images.shape)} was given: square crops [B, C, S, S] are "

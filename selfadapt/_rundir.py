@@ -224,6 +224,8 @@ class RunDirectory:
             return None
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(state, dict):
+                raise TypeError(f"it holds a {type(state).__name__}")
             return state
         except Exception as error:
             raise CheckpointError(

@@ -22,6 +22,7 @@ from selfadapt import (
     Input,
     ModelError,
     OutputSpec,
+    SelfAdaptError,
     normalize_standard,
 )
 from selfadapt_smp._decode import Decode
@@ -35,6 +36,8 @@ SIDECAR = "selfadapt.json"
 """Beside SMP's own files: what SMP's format does not say (heads, normalisation, decoding)."""
 
 
+TRIED = 64
+"""Side of the image that a network from a file is tried on, in pixels."""
 NORMALIZATIONS = ("percentile", "standard", "none")
 OLD_GRAY = {"no": (False, False), "yes": (True, False), "inverted": (True, True)}
 """What a sidecar of version 0.1 calls gray: (gray, invert)."""
@@ -247,7 +250,30 @@ class SmpAdapter(Adapter):
         if saved is not None:  # what is said now comes first
             adapter.input = replace(Input.from_dict(saved), **adapter.said)
             adapter.settled |= {"scale", "invert", "gray"} - adapter.auto
+        adapter._run_once(model)
         return adapter
+
+    def _run_once(self, source: str) -> None:
+        """Raise ModelError where a network that was read from a file cannot be run."""
+        if self.channels is None:
+            return
+        side = self.fixed_size or TRIED + -TRIED % self.side_multiple
+        try:
+            with torch.no_grad():
+                self.forward(self.model.eval(), torch.zeros(1, self.channels, side, side))
+        except SelfAdaptError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"the network of {source!r} cannot be run on an image of {self.channels} x {side} "
+                f"x {side} ({_last_line(error)}): channels, size_multiple and fixed_size say what "
+                "it takes."
+            ) from None
+
+
+def _last_line(error: Exception) -> str:
+    """Of an error of torch, whose TorchScript puts a traceback before it."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
 def own_activation(model: nn.Module) -> bool | None:

@@ -12,9 +12,14 @@ from skimage.measure import label
 from skimage.segmentation import relabel_sequential, watershed
 from torch import Tensor
 
-from selfadapt import Head
+from selfadapt import ConfigError, Head
 
 Map = NDArray[np.float32]
+
+
+_RANGES = {
+    "threshold": (0, 1), "min_size": (0, 1e9), "min_distance": (1, 1e4), "smoothing": (0, 1e3)
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,14 @@ class Decode:
     min_size: int = 15
     min_distance: int = 3
     smoothing: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not least <= value <= most:
+                raise ConfigError(
+                    f"{name}={value!r} is not allowed: it must be from {least} to {most:g}."
+                )
 
     @staticmethod
     def knows(heads: Sequence[str]) -> bool:

@@ -119,6 +119,11 @@ _RULES: list[tuple[Sequence[str], Callable[[Any], bool], str]] = [
     (("net_conv_after_unet",), lambda v: _is_count(v + 1 if v == 0 else v), "a whole number"),
     (_PAIRS, _is_pair, "two whole numbers above 0"),
     (("grid",), lambda v: not any(g & (g - 1) for g in v), "two powers of two"),
+    (("n_rays", "n_channel_in", "n_classes"), lambda v: v is None or v <= 1024, "at most 1024"),
+    (("unet_n_depth", "unet_n_conv_per_depth"), lambda v: v <= 12, "at most 12"),
+    (("unet_n_filter_base", "net_conv_after_unet"), lambda v: v <= 4096, "at most 4096"),
+    (_PAIRS, lambda v: max(v) <= 64, "at most 64"),
+    (("unet_expansion",), lambda v: not isinstance(v, int | float) or v <= 4, "at most 4"),
     (
         ("unet_dropout",),
         lambda v: isinstance(v, int | float) and 0 <= v < 1,
