@@ -4,8 +4,10 @@ import argparse
 import io
 import json
 import math
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = words
     if name not in COMMANDS:
         return _fail(f"there is no command {name!r}; there are {', '.join(COMMANDS)}.")
+    with suppress(ValueError):  # not in the main thread
+        # so that what is begun is tidied up, temporary folders too
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         trusted = COMMANDS[name](rest)
     except SelfAdaptError as error:
@@ -60,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except argparse.ArgumentError as error:
         return _fail(f"{error} (see: selfadapt {name} --help)")
     except KeyboardInterrupt:
-        return _fail("interrupted; `selfadapt adapt ... --resume` goes on with an adaptation.", 130)
+        return _fail("interrupted; the same command with --resume goes on.", 130)
     return NOT_TRUSTED if trusted is False else 0
 
 
@@ -94,6 +99,7 @@ def _adapt(words: Sequence[str]) -> bool:
     add("--calibrate", type=bool, default=True, help="find scale and polarity where not said")
     parser.add_class_arguments(Config)
     options = parser.parse_args(words)
+    _refuse_empty(options.out)
     adapter, origin = open_model(kind, options)
     repeat = options.clone()
     repeat.pop("resume")  # the file starts a run of its own
@@ -146,8 +152,7 @@ def _segment(words: Sequence[str]) -> None:
     parser.add_argument("--out", type=str, required=True, help="folder to write to")
     parser.add_argument("--resume", action="store_true", help="go on where --out was left")
     options = parser.parse_args(words)
-    if not options.out.strip():
-        raise ConfigError("--out is empty: give a folder to write to.")
+    _refuse_empty(options.out)
     out = Path(options.out)
     sources = open_images(options.images, channel_axis=options.channel_axis)
     refuse_masks(sources)
@@ -171,6 +176,11 @@ def _segment(words: Sequence[str]) -> None:
         write_file(file, packed.getvalue())
     print(f"{len(files) - len(bad)} label image(s) in {out}")
     _refuse_bad(bad, len(sources))
+
+
+def _refuse_empty(out: str) -> None:
+    if not out.strip():
+        raise ConfigError("--out is empty: give a folder to write to.")
 
 
 def _refuse_bad(bad: Mapping[str, SelfAdaptError], of: int) -> None:

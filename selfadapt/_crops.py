@@ -42,6 +42,7 @@ class Crops:
         self._config = config
         self._cache: OrderedDict[int, Tensor] = OrderedDict()
         self._useless: set[int] = set()
+        self._used: set[int] = set()
         self._checked = False
         self._error: ImageError | None = None
         self._channels: int | None = None
@@ -103,7 +104,9 @@ class Crops:
     def _load(self, index: int) -> Tensor | None:
         """A prepared image, or None if there is nothing to see in it.
 
-        An image that cannot be used is left out and named: a run of hours does not die of it.
+        An image that cannot be used is left out and named: a run of hours does not die of it. One
+        that could be used before has vanished or was changed: that ends the run, which can go on,
+        as it would have, once the image is back.
         """
         if index in self._useless:
             return None
@@ -117,12 +120,17 @@ class Crops:
                 self.fingerprints[index] += f" {checksum(pixels)}"
             image = self._prepared(source, pixels)
         except ImageError as error:
+            if index in self._used:
+                raise ImageError(
+                    f"{error} It was used before: put it back, and go on with the run (resume)."
+                ) from None
             logger.warning("%s Left out.", error)
             self._error = self._error or error
             image = None
         if image is None:
             self._useless.add(index)
             return None
+        self._used.add(index)
         self._cache[index] = image
         while len(self._cache) > 1 and sum(i.nbytes for i in self._cache.values()) > CACHE_BYTES:
             self._cache.popitem(last=False)

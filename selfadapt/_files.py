@@ -422,7 +422,7 @@ def _readable(suffix: str) -> bool:
 
 
 def _remedy(suffix: str) -> str:
-    return f"To read {suffix} files: pip install bioio {MICROSCOPES[suffix]}"
+    return f"To read {suffix} files: pip install 'selfadapt[{suffix[1:]}]'"
 
 
 @dataclass(frozen=True)

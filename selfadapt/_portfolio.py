@@ -267,7 +267,13 @@ class Portfolio:
             looks = [Seen.from_dict(each) for each in self.directory.read_json(LOOKS)["looks"]]
             if looks[0].candidate != "initial":
                 raise ValueError("the first look is not at the initial network")
-        self.history, self.seen = self.directory.read_history(), looks
+        known = {(each.name, each.iteration) for each in looks}
+        self.seen = looks
+        self.history = [  # rows of loops are what `_forget` goes by; others have been looked at
+            row
+            for row in self.directory.read_history()
+            if row["candidate"] in self._ways or (row["candidate"], row["iteration"]) in known
+        ]
 
     def _forget(self, name: str, at: int) -> None:
         """What was seen after the checkpoint of a run that was killed, and will be seen again."""

@@ -1,14 +1,17 @@
 """Settings of all tests."""
 
+import os
+
 import pytest
 import torch
 from helpers import trained_adapter
 
-collect_ignore = ["stardist_references/make.py"]  # a script that needs TensorFlow
+# scripts: one that needs TensorFlow, and those that take a night
+collect_ignore = ["stardist_references/make.py", "campaigns"]
 
 
 def pytest_configure() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ.get("SELFADAPT_THREADS", "2")))
 
 
 @pytest.fixture(scope="session")

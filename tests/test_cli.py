@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import imageio.v3 as iio
 import numpy as np
@@ -349,3 +351,82 @@ def test_check_prints_an_estimate_and_a_verdict(folder, tmp_path, capsys):
     tifffile.imwrite(noise / "a.tif", np.random.default_rng(0).normal(100, 10, (256, 256)))
     assert main(["check", *DEMO, "--images", str(noise)]) == 3
     assert "Verdict: not to be trusted" in capsys.readouterr().out
+
+
+def segment(images, out, *words):
+    return main(["segment", *DEMO, "--images", str(images), "--out", str(out), *words])
+
+
+def test_one_bad_image_costs_no_other_and_is_named(tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    for k in range(4):
+        image, labels = discs(k, (64, 64))
+        tifffile.imwrite(
+            tmp_path / "images" / f"{k}.tif", np.zeros_like(image) if k == 1 else image
+        )
+        tifffile.imwrite(tmp_path / "masks" / f"{k}.tif", labels.astype(np.uint16))
+    (tmp_path / "images" / "2.tif").write_bytes(b"II*\0damaged")
+    assert segment(tmp_path / "images", tmp_path / "out") == 2
+    captured = capsys.readouterr()
+    assert "3 label image(s)" in captured.out
+    assert "1 of 4 image(s) could not be used: 2.tif" in captured.err
+    found = {k: tifffile.imread(tmp_path / "out" / f"{k}.tif") for k in (0, 1, 3)}
+    assert found[1].max() == 0  # the black one
+    assert found[0].max() > 0
+    words = ["--images", str(tmp_path / "images"), "--masks", str(tmp_path / "masks")]
+    assert main(["evaluate", *DEMO, *words]) == 2
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["left_out"] == ["2.tif"]
+    truth = sum(int(discs(k, (64, 64))[1].max()) for k in (0, 1, 3))
+    assert (scores["images"], scores["instances"]) == (3, truth)  # those of the black one, too
+
+
+def test_segment_goes_on_where_it_was_and_with_the_same_model_only(tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    for k in range(3):
+        tifffile.imwrite(tmp_path / "images" / f"{k}.tif", discs(k, (64, 64))[0])
+    out = tmp_path / "out"
+    assert segment(tmp_path / "images", out) == 0
+    (out / "1.tif").unlink()
+    before = (out / "0.tif").stat().st_mtime_ns
+    assert segment(tmp_path / "images", out) == 2
+    assert "exists already: give a new folder, or --resume" in capsys.readouterr().err
+    assert segment(tmp_path / "images", out, "--resume", "--min_size", "40") == 2
+    assert "made by another model or with other options" in capsys.readouterr().err
+    assert segment(tmp_path / "images", out, "--resume") == 0
+    assert (out / "1.tif").exists()
+    assert (out / "0.tif").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("command", ["segment", "adapt"])
+def test_an_empty_out_is_not_this_folder(tmp_path, capsys, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tifffile.imwrite(tmp_path / "a.tif", NOISE)
+    assert main([command, *DEMO, "--images", str(tmp_path), "--out", ""]) == 2
+    assert "--out is empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
+
+
+def test_a_run_that_is_asked_to_end_leaves_no_temporary_folder(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "tmp").mkdir()
+    for k in range(3):
+        tifffile.imwrite(tmp_path / "images" / f"{k}.tif", discs(k, (64, 64))[0])
+    words = ["adapt", *DEMO, "--images", str(tmp_path / "images"), "--calibrate", "false"]
+    command = [sys.executable, "-c", "from selfadapt._cli import main; raise SystemExit(main())"]
+    environment = os.environ | {"TMPDIR": str(tmp_path / "tmp"), "OMP_NUM_THREADS": "1"}
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [*command, *words, "--out", str(run), "--batch_size", "2", "--crop", "32"],
+        env=environment, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until = time.monotonic() + 120
+    while not (run / "checkpoints").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "the same command with --resume goes on" in said
+    assert not list((tmp_path / "tmp").iterdir())
+    assert not list(run.rglob("*.partial"))

@@ -148,6 +148,21 @@ def test_plates_and_collections_of_ome_zarr_give_all_their_images(tmp_path):
     assert same(read(tmp_path / "several.zarr"), FIVE[:3, None])
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_microscope_writes_is_read_by_bioio(tmp_path):
+    pytest.importorskip("bioio_czi")
+    from pylibCZIrw import czi
+
+    pixels = RNG.integers(0, 4000, (2, 3, 40, 30)).astype(np.uint16)
+    with czi.create_czi(str(tmp_path / "a.czi")) as file:
+        for c, t in np.ndindex(2, 3):
+            file.write(data=pixels[c, t, ..., None], plane={"C": c, "T": t, "Z": 0})
+    assert same(read(tmp_path), np.moveaxis(pixels, 1, 0))
+    (tmp_path / "a.czi").write_bytes(b"no czi")
+    with pytest.raises(ImageError, match=r"a\.czi cannot be read"):
+        read(tmp_path)
+
+
 # --- alpha, palettes, depth ----------------------------------------------------------------------
 
 RGBA = RNG.integers(0, 255, (20, 30, 4)).astype(np.uint8)
@@ -246,12 +261,12 @@ def test_what_lies_beside_images_is_left_out(tmp_path, caplog):
         (tmp_path / name).write_bytes(b"no image")
     (tmp_path / "folder.tif").mkdir()
     (tmp_path / "gone.tif").symlink_to(tmp_path / "nowhere")
-    (tmp_path / "m.czi").write_bytes(b"x")
+    (tmp_path / "m.nd2").write_bytes(b"x")
     assert [image.name for image in open_images(tmp_path)] == ["a.tif", "b.tif", "c_1.tif"]
-    for name in [*outputs, "folder.tif", "gone.tif", "m.czi"]:
+    for name in [*outputs, "folder.tif", "gone.tif", "m.nd2"]:
         assert name in caplog.text
     assert ".DS_Store" not in caplog.text
-    assert "pip install bioio bioio-czi" in caplog.text or "m.czi cannot be read" in caplog.text
+    assert "pip install 'selfadapt[nd2]'" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Runs: adapt, resume, stopping, do no harm, snapshots."""
 
+import gc
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +14,7 @@ import pytest
 import tifffile
 import torch
 from helpers import IMAGES, SmallAdapter, config, discs, equal_states, run_adapt
+from safetensors.torch import load_file, save_file
 
 from selfadapt import (
     CheckpointError,
@@ -32,7 +35,7 @@ from selfadapt import (
     prepare,
     write_report,
 )
-from selfadapt._rundir import RunDirectory
+from selfadapt._rundir import RunDirectory, write_file
 
 
 def batches(count):
@@ -495,7 +498,7 @@ def test_foreign_checkpoints_and_damaged_snapshots_are_refused(adapter, tmp_path
         result.select(4)
     for foreign in ([1, 2], {"weights": torch.zeros(2)}):
         torch.save(foreign, tmp_path / "checkpoints" / "default.pt")
-        with pytest.raises(CheckpointError, match="no state of a SelfAdaptation"):
+        with pytest.raises(CheckpointError, match=r"it holds a list|no state of a SelfAdapt"):
             run_adapt(adapter, tmp_path, resume=True)
 
 
@@ -537,3 +540,142 @@ def test_a_monitor_of_ones_own_stops_beside_the_papers(adapter):
     result = run_adapt(adapter, None, stop=Named(1e-9))
     assert result.iteration == 0
     assert {"mine", "d_emb", "fn_rate"} <= result.history[-1].keys()
+
+
+def test_two_runs_do_not_share_a_folder(adapter, tmp_path):
+    first = RunDirectory(tmp_path / "run")
+    first.start(config(), {}, resume=False)
+    second = RunDirectory(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="another process is at work"):
+        second.start(config(), {}, resume=True)
+    first.release()
+    with pytest.raises(CheckpointError, match="holds another run"):  # it came in between
+        second.start(config(), {}, resume=False)
+    second.release()
+    second.start(config(), {}, resume=True)
+    second.release()
+
+
+@pytest.mark.parametrize(
+    "name", ["history.csv", "report.html.partial", "snapshots/000000.safetensors"]
+)
+def test_links_do_not_lead_out_of_the_folder_of_a_run(adapter, tmp_path, name):
+    run_adapt(adapter, tmp_path / "run")
+    (tmp_path / "mine").write_text("keep me")
+    (tmp_path / "run" / name).unlink(missing_ok=True)
+    (tmp_path / "run" / name).symlink_to(tmp_path / "mine")
+    with pytest.raises(CheckpointError, match="is a link: a run writes to plain files"):
+        run_adapt(adapter, tmp_path / "run", resume=True)
+    write_file(tmp_path / "run" / name, b"new")
+    assert (tmp_path / "mine").read_text() == "keep me"
+    assert (tmp_path / "run" / name).read_bytes() == b"new"
+
+
+def test_a_file_is_flushed_before_it_takes_its_name(tmp_path, monkeypatch):
+    order = []
+    replace, fsync = os.replace, os.fsync
+
+    def flushed(handle):
+        order.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        fsync(handle)
+
+    def renamed(source, target):
+        order.append(f"{Path(source).name} -> {Path(target).name}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", renamed)
+    write_file(tmp_path / "a", b"1")
+    assert order == ["a.partial", "a.partial -> a", tmp_path.name]
+    directory = RunDirectory(tmp_path)
+    for content in ("one", "two"):
+        order.clear()
+        with directory.replacing("model") as partial:
+            partial.mkdir()
+            (partial / "weights").write_text(content)
+    assert order == ["weights", "model.partial", "model -> model.old", "model.partial -> model",
+                     tmp_path.name]  # fmt: skip
+    assert (tmp_path / "model" / "weights").read_text() == "two"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "model"]
+
+
+def test_what_cannot_be_written_is_said_and_leaves_what_was_there(tmp_path):
+    write_file(tmp_path / "a", b"old")
+    with pytest.raises(CheckpointError, match=r"'.*b/c' cannot be written \(No such file"):
+        write_file(tmp_path / "b" / "c", b"new")
+    directory = RunDirectory(tmp_path)
+    with pytest.raises(KeyError), directory.replacing("a"):  # a bug is no full disk
+        raise KeyError
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_nan_in_a_snapshot_is_never_exported(adapter, tmp_path):
+    run_adapt(adapter, tmp_path)
+    file = tmp_path / "snapshots" / "000008.safetensors"
+    tensors = load_file(file)
+    tensors["stem.0.weight"][0] = torch.nan
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match=r"000008.safetensors is damaged: it holds NaN"):
+        run_adapt(adapter, tmp_path, resume=True)
+
+
+def test_what_a_run_began_with_is_recorded_and_asked_for_again(adapter, tmp_path):
+    class Other(SmallAdapter):
+        def __init__(self, model, threshold):
+            super().__init__()
+            self.model, self.threshold = model, threshold
+
+    first = Other(adapter.model, threshold=0.5)
+    run_adapt(first, tmp_path)
+    told = json.loads((tmp_path / "data.json").read_text())
+    assert told["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert told["options"]["threshold"] == "0.5"
+    changed = [image + (k == 3) for k, image in enumerate(IMAGES)]  # the same names
+    options = {"config": config(), "output_dir": tmp_path, "stop": None, "progress": False}
+    with pytest.raises(CheckpointError, match=r"with (images|held_out) = .*image 3"):
+        adapt(first, changed, resume=True, **options)
+    with pytest.raises(CheckpointError, match=r'with options: threshold = "0.5", not "0.7"'):
+        run_adapt(Other(adapter.model, threshold=0.7), tmp_path, resume=True)
+    (tmp_path / "data.json").write_text(json.dumps(told | {"format": 1}))
+    with pytest.raises(CheckpointError, match="with format = 1, not 2"):
+        run_adapt(first, tmp_path, resume=True)
+
+
+def test_an_image_that_vanishes_ends_the_run_which_can_go_on(adapter, tmp_path, monkeypatch):
+    monkeypatch.setattr("selfadapt._crops.CACHE_BYTES", 0)
+    (tmp_path / "images").mkdir()
+    for k, image in enumerate(IMAGES):
+        tifffile.imwrite(tmp_path / "images" / f"{k}.tif", image)
+
+    def go(folder, stop, **options):
+        return adapt(adapter, tmp_path / "images", config=config(), output_dir=folder, stop=stop,
+                     progress=False, **options)  # fmt: skip
+
+    def vanish(run, info):
+        for file in (tmp_path / "images").glob("*.tif"):
+            file.rename(file.with_suffix(".kept"))
+        return False
+
+    def nothing(run, info):
+        return False
+
+    vanish.__qualname__ = nothing.__qualname__ = "stop"
+    expected = go(tmp_path / "a", nothing)
+    with pytest.raises(ImageError, match="It was used before: put it back"):
+        go(tmp_path / "b", vanish)
+    for file in (tmp_path / "images").iterdir():
+        file.rename(file.with_suffix(".tif"))
+    result = go(tmp_path / "b", nothing, resume=True)
+    assert equal_states(expected.adapter.model.state_dict(), result.adapter.model.state_dict())
+
+
+def test_memory_is_flat_over_many_runs(adapter, tmp_path):
+    def used():
+        gc.collect()
+        return sum(t.numel() for t in gc.get_objects() if issubclass(type(t), torch.Tensor))
+
+    held = []
+    for _ in range(4):
+        adapt(adapter, IMAGES[:2], config=config(iterations=2), stop=None, progress=False)
+        held.append(used())
+    assert held[3] <= held[1]
