@@ -148,8 +148,9 @@ class StarDist2D(nn.Module):
     `[B, _, H / grid, W / grid]`.
 
     >>> network = StarDist2D(Architecture(n_rays=8, grid=(2, 2), unet_n_filter_base=4))
-    >>> [tuple(part.shape) for part in network(torch.zeros(1, 1, 32, 48))]
-    [(1, 1, 16, 24), (1, 8, 16, 24)]
+    >>> prob, dist = network(torch.zeros(1, 1, 32, 48))
+    >>> prob.shape, dist.shape
+    (torch.Size([1, 1, 16, 24]), torch.Size([1, 8, 16, 24]))
     """
 
     def __init__(self, architecture: Architecture) -> None:
