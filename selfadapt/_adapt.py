@@ -22,7 +22,7 @@ from selfadapt._judge import Judge
 from selfadapt._lazy import LazyImage
 from selfadapt._masks import refuse_masks
 from selfadapt._monitors import EmbeddingDrift, Monitor
-from selfadapt._network import checksum_of, copy_network
+from selfadapt._network import check_network, checksum_of, copy_network
 from selfadapt._portfolio import TTA, Portfolio
 from selfadapt._predict import predict
 from selfadapt._quality import Quality
@@ -138,6 +138,7 @@ def adapt(
     config = Config() if config is None else config
     if not isinstance(adapter, Adapter):
         raise ConfigError(f"adapter is a {type(adapter).__name__}: give an Adapter.")
+    check_network(getattr(adapter, "model", None))
     if not isinstance(config, Config):
         raise ConfigError(f"config is a {type(config).__name__}: give Config(...).")
     if stop not in ("auto", None) and (isinstance(stop, type) or not callable(stop)):

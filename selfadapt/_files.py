@@ -310,8 +310,8 @@ def _read_picture(path: Path, labels: bool) -> Image:
     try:
         packed = path.read_bytes()
         with Pillow.open(io.BytesIO(packed)) as picture:
-            if picture.format == "PNG" and packed[24] == 16 and packed[25] in (2, 4, 6):
-                pixels = imagecodecs.png_decode(packed)  # of these Pillow makes 8 bits
+            if picture.format == "PNG" and packed[24] == 16:
+                pixels = imagecodecs.png_decode(packed)  # of colour Pillow makes 8 bits
             elif picture.mode in _CONVERTED - ({"P"} if labels else set()):
                 pixels = np.asarray(picture.convert("RGB"))
             else:
@@ -332,7 +332,7 @@ def _is_zarr(folder: Path) -> bool:
     return any((folder / marker).exists() for marker in ("zarr.json", ".zarray", ".zgroup"))
 
 
-def _open_zarr(path: Path) -> zarr.Array[Any] | zarr.Group:
+def _open_zarr(path: Path) -> "zarr.Array[Any] | zarr.Group":
     try:
         return zarr.open(path, mode="r")
     except Exception as error:  # damaged metadata fail in many ways
@@ -340,7 +340,7 @@ def _open_zarr(path: Path) -> zarr.Array[Any] | zarr.Group:
 
 
 def list_zarr(
-    node: zarr.Array[Any] | zarr.Group, name: str, channel_axis: int | None
+    node: "zarr.Array[Any] | zarr.Group", name: str, channel_axis: int | None
 ) -> Iterator[LazyImage]:
     """Images of an array, of an OME-Zarr image, or of all those in a plate or a collection."""
     try:
