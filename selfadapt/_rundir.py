@@ -318,9 +318,13 @@ def _new(target: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         raise _not_written(target, error) from None
     except RuntimeError as error:  # torch's for a full disk, among others
-        if "PytorchStreamWriter" not in str(error) and "open file" not in str(error):
+        if not any(word in str(error) for word in _TORCH_WRITES):
             raise
         raise _not_written(target, error) from None
+
+
+_TORCH_WRITES = ("PytorchStreamWriter", "inline_container", "open file")
+"""What is in such an error."""
 
 
 def _not_written(target: Path, error: Exception) -> CheckpointError:

@@ -130,10 +130,10 @@ def test_a_state_of_another_run_is_refused_by_name(adapter, change, message):
 
 
 SCRIPT = """
-import sys
+import os, sys
 sys.path.insert(0, {tests!r})
 import torch
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("SELFADAPT_THREADS", "2")))
 from helpers import IMAGES, config, trained_adapter
 from selfadapt import adapt
 adapt(trained_adapter(), IMAGES, config=config(iterations=200, validate_every=4), stop=None,

@@ -91,7 +91,8 @@ def test_other_architectures_adapt(architecture):
     torch.manual_seed(0)
     model = getattr(smp, architecture)("resnet18", encoder_weights=None, in_channels=1, classes=2)
     adapter = SmpAdapter(model, "foreground,distance")
-    settings = config(iterations=2, batch_size=1, views=2, learning_rate=1e-4)
+    # so small that an untrained network does not lose its instances
+    settings = config(iterations=2, batch_size=1, views=2, learning_rate=1e-6)
     result = adapt(adapter, [discs(0)[0]], config=settings, stop=None, progress=False)
     assert result.iteration == 2
     assert 0 < result.history[-1]["d_emb"] <= 2
