@@ -33,7 +33,7 @@ from selfadapt._network import checksum_of
 from selfadapt._options import ORIGIN, make_parser, model_parser, open_model, option_names
 from selfadapt._registry import adapters
 from selfadapt._report import write_report
-from selfadapt._rundir import RunDirectory, begin_segmenting, write_file
+from selfadapt._rundir import RunDirectory, write_file
 
 NOT_TRUSTED = 3
 """Exit code where the verdict is that a network is not to be trusted."""
@@ -161,7 +161,10 @@ def _segment(words: Sequence[str]) -> None:
     if taken is not None and not options.resume:
         raise ImageError(f"{str(taken)!r} exists already: give a new folder, or --resume.")
     adapter, told = _ready(kind, options, sources)
-    begin_segmenting(out, told)
+    provenance = json.dumps(told)
+    for file in files:
+        _refuse_other(file, provenance)
+    out.mkdir(parents=True, exist_ok=True)
     bad: dict[str, SelfAdaptError] = {}
     both = [pair for pair in zip(sources, files, strict=True) if not pair[1].exists()]
     for source, file in tqdm(both, unit="image", leave=False):
@@ -172,10 +175,22 @@ def _segment(words: Sequence[str]) -> None:
             continue
         kept = labels.astype(np.uint16) if labels.max(initial=0) < 2**16 else labels
         packed = io.BytesIO()
-        tifffile.imwrite(packed, kept, compression="zlib")
+        tifffile.imwrite(packed, kept, compression="zlib", description=provenance, metadata=None)
         write_file(file, packed.getvalue())
     print(f"{len(files) - len(bad)} label image(s) in {out}")
     _refuse_bad(bad, len(sources))
+
+
+def _refuse_other(file: Path, provenance: str) -> None:
+    """Raise unless a label image that is there is of the same model and options."""
+    if file.exists():
+        with suppress(Exception), tifffile.TiffFile(file) as tiff:
+            if tiff.pages.first.description == provenance:
+                return
+        raise ImageError(
+            f"{str(file)!r} was made by another model or with other options: give the same to go "
+            "on (--resume), or a new folder."
+        )
 
 
 def _refuse_empty(out: str) -> None:

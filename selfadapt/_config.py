@@ -135,7 +135,7 @@ class Config:
             for kind, allowed in ((int, int), (float, (int, float))):
                 if item.type is kind:
                     number = isinstance(value, allowed) and not isinstance(value, bool)
-                    finite = number and abs(value) < 2**63  # nor NaN
+                    finite = number and abs(value) < (2**63 if kind is int else 1e300)  # nor NaN
                     self._require(item.name, finite, f"a finite {kind.__name__}")
             if item.type in (bool, str):
                 is_one = isinstance(value, item.type)

@@ -31,7 +31,6 @@ Row = dict[str, Any]
 CALIBRATION = "calibration.json"
 CHECKPOINTS = "checkpoints"
 INPUT = "input.json"
-SEGMENTED = ".segment.json"
 LOCK = ".lock"
 """Held by the process that is at work; the system lets it go when that ends, however it ends."""
 FORMAT = 2
@@ -272,23 +271,6 @@ class RunDirectory:
 
     def _write(self, name: str, data: bytes) -> None:
         write_file(self.path / name, data)
-
-
-def begin_segmenting(folder: Path, told: Mapping[str, Any]) -> None:
-    """Note in a folder of label images what makes them.
-
-    Raises:
-        CheckpointError: something else has made those that are there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    there = folder / SEGMENTED
-    text = json.dumps(told, indent=2)
-    if there.exists() and there.read_text() != text:
-        raise CheckpointError(
-            f"the label images in {str(folder)!r} were made by another model or with other "
-            "options: give the same, or a new folder."
-        )
-    write_file(there, text.encode())
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -68,7 +68,7 @@ def test_segment_and_evaluate_agree_on_a_run(run, folder, tmp_path, capsys):
     images, masks = str(folder / "images"), str(folder / "masks")
     out, scores = tmp_path / "labels", tmp_path / "scores.json"
     assert main(["segment", "--model", str(run), "--images", images, "--out", str(out)]) == 0
-    files = sorted(out.glob("[!.]*"))
+    files = sorted(out.iterdir())
     assert [f.name for f in files] == [f"cell_{k}.tif" for k in range(4)]
     capsys.readouterr()
     words = ["--model", str(run), "--images", images, "--masks", masks, "--json", str(scores)]
@@ -255,7 +255,7 @@ def test_another_run_in_the_folder_is_a_mistake(run, folder, capsys):
         (["evaluate", *DEMO, "--images", "{images}", "--masks", "{empty}"], "no images in"),
         (
             ["evaluate", *DEMO, "--images", "{images}", "--masks", "{one}"],
-            "there is no mask for cell_0.png",
+            "there is no mask for cell_0.tif",
         ),
         (["segment", *DEMO, "--images", "{images}", "--out", "{done}"], "exists already"),
         (["report", "{empty}"], "is no run"),
