@@ -157,6 +157,12 @@ def durations() -> dict[str, float]:
     return seconds
 
 
+def failed_before() -> set[str]:
+    """Tests that fail without a break: they notice nothing."""
+    lines = DATA.with_suffix(".log").read_text().splitlines()
+    return {line.partition(" ")[2].partition(" - ")[0] for line in lines if line[:6] == "FAILED"}
+
+
 def tests_of(file: str, row: int) -> list[str]:
     """Tests that run a line, the fastest first; at import, all of its file."""
     with sqlite3.connect(DATA) as database:
@@ -174,6 +180,7 @@ def tests_of(file: str, row: int) -> list[str]:
     if not hit:
         hit = {context.partition("|")[0] for context, _ in rows if context}
     known = durations()
+    hit -= failed_before()
     return sorted(hit, key=lambda name: known.get(name, 9.0))
 
 
@@ -206,6 +213,8 @@ def try_out(mutant: dict[str, Any]) -> dict[str, Any]:
     failed = next(
         (line.split(" - ")[0] for line in told if line.startswith(("FAILED", "ERROR"))), ""
     )
+    if code not in (0, 99) and not failed:
+        raise SystemExit(f"the tests could not be run ({code}): {told[-5:]}")
     outcome = "survived" if code == 0 else "noticed"
     return {"outcome": outcome, "by": failed.partition(" ")[2] or f"exit {code}",
             "tests": len(names), "seconds": round(time.time() - began)}  # fmt: skip
@@ -222,8 +231,14 @@ def _run_tests(folder: Path, names: list[str], log: Path) -> None:
     sys.path[:0] = [str(folder), str(folder / "adapters"), str(folder / "tests")]
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), str(folder / "adapters")])
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    options = ["-x", "-q", "-p", "no:cacheprovider", "--tb=no", "-rfE", "--rootdir", str(folder)]
-    os._exit(int(pytest.main([*options, *names])))
+    # what was imported before the fork cannot be rewritten
+    quiet = ["-W", "ignore::pytest.PytestAssertRewriteWarning", "-p", "no:cacheprovider"]
+    options = [*quiet, "-x", "-q", "--tb=no", "-rfE", "--rootdir", str(folder)]
+    try:
+        os._exit(int(pytest.main([*options, *names])))
+    except BaseException as error:
+        print(repr(error), flush=True)
+        os._exit(98)
 
 
 def _wait(pid: int) -> int:
