@@ -9,7 +9,7 @@ import io
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -182,16 +182,45 @@ def _list_tiff(path: Path, channel_axis: int | None, labels: bool) -> Iterator[L
             if not tiff.series:
                 raise ImageError(f"{path.name} holds no image: it is damaged.")
             kept = _full_series(tiff.series, path.name)
-            described = [_describe_series(tiff, path, index, labels) for index in kept]
+            described = [
+                (*_describe_series(tiff, path, index, labels), _owners(tiff, tiff.series[index]))
+                for index in kept
+            ]
     except ImageError:
         raise
     except Exception as error:  # every decoder raises its own kinds
         raise _unreadable(path.name, error) from None
-    for array, axes in described:
+    for array, axes, owners in described:
         if channel_axis is not None and len(array.shape) > 2 and not {"C", "S"} & set(axes):
             axes = array_axes(len(array.shape), channel_axis)
         part = f"series{array.series}" if len(described) > 1 else ""
-        yield from list_axes(array, axes, path.name, part)
+        for image, where in list_axes(array, axes, path.name, part):
+            holders = _of_image(owners, where)
+            held = [who for who in holders if who != MISSING]
+            if len(held) < len(holders):
+                lost = ImageError(f"{image} lies in several files, and one of them is missing.")
+                image = LazyImage(path.name, partial(_fail, lost), image.part)
+            if not held or held[0] == OWN:  # of several files, that with its first plane lists it
+                yield image
+
+
+OWN, OTHER, MISSING = 1, 0, -1
+"""Who holds a plane: this file, another one of the same image (OME-TIFF, MMStack), or none."""
+
+
+def _owners(tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> NDArray[np.int8]:
+    """Of each plane of a series, by the axes before those of a page."""
+    pages = list(series.pages)
+    lead = series.shape[: len(series.shape) - len(series.keyframe.shape)]
+    if math.prod(lead) != len(pages):  # one page stands for all that lie behind it
+        return np.full(lead, OWN, np.int8)
+    who = [MISSING if p is None else OWN if p.parent is tiff else OTHER for p in pages]
+    return np.array(who, np.int8).reshape(lead)
+
+
+def _of_image(owners: NDArray[np.int8], where: Mapping[int, int]) -> list[int]:
+    index = tuple(where.get(axis, slice(None)) for axis in range(owners.ndim))
+    return [int(who) for who in np.ravel(owners[index])]
 
 
 def _full_series(series: Sequence[tifffile.TiffPageSeries], name: str) -> list[int]:
@@ -354,7 +383,7 @@ def list_zarr(
     except Exception as error:
         raise _unreadable(name, error) from None
     for part, array, axes in arrays:
-        yield from list_axes(array, axes, name, part)
+        yield from (image for image, _ in list_axes(array, axes, name, part))
 
 
 class _Zarr:
@@ -459,4 +488,4 @@ def _list_scenes(path: Path) -> Iterator[LazyImage]:
         raise _unreadable(path.name, error) from None
     for scene, axes in scenes:
         part = f"series{scene.scene}" if len(scenes) > 1 else ""
-        yield from list_axes(scene, axes, path.name, part)
+        yield from (image for image, _ in list_axes(scene, axes, path.name, part))

@@ -79,7 +79,7 @@ def _list_images(images: Any, channel_axis: int | None, labels: bool) -> Iterato
         yield from _list_items(images, channel_axis)
     elif isinstance(images, np.ndarray | Tensor):
         axis = 0 if isinstance(images, Tensor) and images.ndim > 2 else channel_axis
-        yield from list_axes(images, array_axes(images.ndim, axis), "image")
+        yield from (one for one, _ in list_axes(images, array_axes(images.ndim, axis), "image"))
     elif isinstance(images, Iterable):
         for index, image in enumerate(images):
             if isinstance(image, LazyImage):

@@ -117,10 +117,12 @@ def array_axes(ndim: int, channel_axis: int | None) -> str:
     return "Q" * (ndim - len(image)) + "".join(image)
 
 
-def list_axes(array: Any, axes: str, name: str, part: str = "") -> Iterator[LazyImage]:
+def list_axes(
+    array: Any, axes: str, name: str, part: str = ""
+) -> Iterator[tuple[LazyImage, Mapping[int, int]]]:
     """One image per index of all axes but rows Y, columns X, channels C and samples S.
 
-    `part` is what the array is of the file.
+    With each comes its index by axis. `part` is what the array is of the file.
     """
     shape = tuple(array.shape)
     kept = sorted(letter for letter in axes if letter in "YXCS")
@@ -137,7 +139,7 @@ def list_axes(array: Any, axes: str, name: str, part: str = "") -> Iterator[Lazy
     for index in product(*(range(shape[axis]) for axis in others)):
         where = dict(zip(others, index, strict=True))
         words = [part, *(f"{axes[axis]}{i}" for axis, i in where.items())]
-        yield plane(array, axes, name, " ".join(words).strip(), where)
+        yield plane(array, axes, name, " ".join(words).strip(), where), where
 
 
 def plane(

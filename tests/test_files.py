@@ -92,6 +92,37 @@ def test_every_series_of_a_tiff_is_an_image_and_thumbnails_are_not(tmp_path, cap
     assert left_out == ("thumbnail" in write.__name__)
 
 
+def one_of_several(path, frame, t, count):
+    """A file of an OME-TIFF of several, each of which describes all."""
+    uuid = "urn:uuid:{}0000000-0000-0000-0000-000000000000"
+    data = "".join(
+        f'<TiffData FirstT="{k}" IFD="0" PlaneCount="1"><UUID FileName="t{k}.ome.tif">'
+        f"{uuid.format(k)}</UUID></TiffData>"
+        for k in range(count)
+    )
+    height, width = frame.shape
+    description = (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
+        f'UUID="{uuid.format(t)}"><Image ID="Image:0"><Pixels ID="Pixels:0" Type="uint16" '
+        f'DimensionOrder="XYZCT" SizeX="{width}" SizeY="{height}" SizeZ="1" SizeC="1" '
+        f'SizeT="{count}"><Channel ID="Channel:0:0" SamplesPerPixel="1"/>{data}</Pixels></Image>'
+        "</OME>"
+    )
+    tifffile.imwrite(path, frame, description=description, metadata=None)
+
+
+def test_files_that_describe_one_image_together_are_not_read_twice(tmp_path):
+    for t in range(3):
+        one_of_several(tmp_path / f"t{t}.ome.tif", FIVE[t], t, 3)
+    assert same(read(tmp_path), FIVE[:3, None])
+    assert same(read(tmp_path / "t1.ome.tif"), FIVE[1:2, None])
+    (tmp_path / "t1.ome.tif").unlink()
+    first, lost, *_ = open_images(tmp_path)
+    assert np.array_equal(first.read()[0], FIVE[0])
+    with pytest.raises(ImageError, match="one of them is missing"):
+        lost.read()
+
+
 def test_pages_of_other_shapes_are_images_too(tmp_path, caplog):
     shapes = (FIVE[0], FIVE[1, :40, :45], FIVE[2, :, :30])
     with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
