@@ -275,6 +275,8 @@ def _matches(mask: LazyImage, source: LazyImage, found: Any) -> list[Matches]:
     labels = mask.read()
     if len(labels) != 1:
         raise ImageError(f"the mask of {source} has {len(labels)} channels, not one.")
+    if labels.dtype.kind == "f" and (labels == np.floor(labels)).all():  # as ImageJ saves them
+        labels = labels.astype(np.int64)
     try:
         return match(labels[0], found, IOUS)
     except ImageError as error:

@@ -267,7 +267,10 @@ def _describe_series(
     if alpha and "S" in axes:
         shape[axes.index("S")] -= alpha
     white, palette = None, None
-    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and series.dtype.kind in "bu":
+    turned_over = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and not labels
+    if series.dtype.kind == "b" and page.software.startswith("tifffile"):
+        turned_over = False  # it says so of every bilevel image, whatever that means
+    if turned_over and series.dtype.kind in "bu":
         white = 2**page.bitspersample - 1
     if page.photometric == tifffile.PHOTOMETRIC.PALETTE and not labels:
         palette = _palette(page.colormap)

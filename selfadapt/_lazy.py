@@ -105,6 +105,8 @@ def _even_slices(size: int) -> list[slice]:
     return [slice(k * size // count, (k + 1) * size // count) for k in range(count)]
 
 
+MOST_CHANNELS = 4
+"""A last axis no longer than that, behind one of unknown meaning, is no row of pixels."""
 MOST_PLANES, MOST_VALUES = 10**7, 2**44
 """More images, or more values, in one array are no measurement but damaged metadata."""
 
@@ -136,6 +138,12 @@ def list_axes(
     count = math.prod(shape[axis] for axis in others)
     if count > MOST_PLANES or math.prod(shape) > MOST_VALUES:
         raise ImageError(f"{name} declares the shape {shape}, more than can be: it is damaged.")
+    if {"Q", "I"} & set(axes) and shape[axes.index("X")] <= MOST_CHANNELS:  # of unknown meaning
+        raise ImageError(
+            f"{name} of shape {shape} would be {count} images of {shape[axes.index('Y')]} x "
+            f"{shape[axes.index('X')]} pixels: if its last axis holds channels, "
+            "say channel_axis=-1."
+        )
     for index in product(*(range(shape[axis]) for axis in others)):
         where = dict(zip(others, index, strict=True))
         words = [part, *(f"{axes[axis]}{i}" for axis, i in where.items())]

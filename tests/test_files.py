@@ -260,8 +260,19 @@ def test_files_that_count_from_white_are_turned_over(tmp_path):
     pixels = RNG.integers(0, 2**16, (20, 30)).astype(np.uint16)
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="miniswhite")
     assert same(read(tmp_path / "a.tif"), [65535 - pixels[None]])
-    tifffile.imwrite(tmp_path / "b.tif", pixels > 9000, photometric="miniswhite")
+    other = {"photometric": "miniswhite", "software": "a scanner"}
+    tifffile.imwrite(tmp_path / "b.tif", pixels > 9000, **other)
     assert same(read(tmp_path / "b.tif"), [pixels[None] <= 9000])
+    assert same(read(tmp_path / "b.tif", labels=True), [pixels[None] > 9000])
+    tifffile.imwrite(tmp_path / "c.tif", pixels > 9000)
+    assert same(read(tmp_path / "c.tif"), [pixels[None] > 9000])
+
+
+def test_channels_behind_the_pixels_are_asked_for(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.moveaxis(FIVE[:2], 0, -1))
+    with pytest.raises(ImageError, match="say channel_axis=-1"):
+        read(tmp_path / "a.tif")
+    assert same(read(tmp_path / "a.tif", channel_axis=-1), [FIVE[:2]])
 
 
 # --- what lies beside images ---------------------------------------------------------------------
