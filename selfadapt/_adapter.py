@@ -191,7 +191,7 @@ class Adapter(ABC):
             image: numbers `[H, W]`, or three axes of which `channel_axis` holds the channels.
             channel_axis: position of the channel axis, where there is one.
         """
-        check_network(getattr(self, "model", None))
+        check_network(getattr(self, "model", None), finite=False)
         pixels = as_channels_first(image, channel_axis)
         size = pixels.shape[1], pixels.shape[2]
         if self.can_decode and is_constant(pixels):  # a black frame: nothing to normalise or find
@@ -205,7 +205,8 @@ class Adapter(ABC):
 
     def save(self, path: str | Path) -> None:
         """Write the model as its family's tools load it. Default: a plain state dict."""
-        torch.save(self.model.state_dict(), path)
+        plain = getattr(self.model, "_orig_mod", self.model)  # of a compiled one
+        torch.save(plain.state_dict(), path)
 
     def options(self) -> dict[str, str]:
         """The adapter's own settings, for the folder of a run: with others it is not resumed.
@@ -220,7 +221,9 @@ class Adapter(ABC):
             if is_dataclass(value) or (isinstance(value, kinds) and not name.startswith("_"))
         }
         own = {"input", "settled", "auto"}  # found, and kept by itself
-        return {name: value for name, value in told.items() if name not in own}
+        return {  # an address in memory says nothing to the next process
+            name: value for name, value in told.items() if name not in own and " at 0x" not in value
+        }
 
     def input_options(self) -> dict[str, Any]:
         """Scale and polarity in the words of the adapter's own options."""

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except argparse.ArgumentError as error:
         return _fail(f"{error} (see: selfadapt {name} --help)")
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command with --resume goes on.", 130)
+        return _fail("interrupted; `adapt` and `segment` go on with --resume.", 130)
     return NOT_TRUSTED if trusted is False else 0
 
 
@@ -194,8 +194,8 @@ def _refuse_other(file: Path, provenance: str) -> None:
 
 
 def _refuse_empty(out: str) -> None:
-    if not out.strip():
-        raise ConfigError("--out is empty: give a folder to write to.")
+    if not out.strip() or "\0" in out:
+        raise ConfigError("--out is empty, or no name of a folder: give one to write to.")
 
 
 def _refuse_bad(bad: Mapping[str, SelfAdaptError], of: int) -> None:
@@ -250,7 +250,12 @@ def _evaluate(words: Sequence[str]) -> None:
     options = parser.parse_args(words)
     sources = open_images(options.images, channel_axis=options.channel_axis)
     refuse_masks(sources)
-    one_folder = Path(options.images).absolute() == Path(options.masks).absolute()
+    where, theirs = (Path(path).resolve() for path in (options.images, options.masks))
+    if where == theirs and len({source.name for source in sources}) == 1:
+        raise ImageError(f"{options.masks!r} is the image itself: give its masks.")
+    one_folder = where == theirs or (where if where.is_dir() else where.parent) == (
+        theirs if theirs.is_dir() else theirs.parent
+    )
     masks = pair(sources, open_images(options.masks, labels=True), one_folder=one_folder)
     _check_json(options.json)
     adapter, _ = _ready(kind, options, sources)

@@ -153,7 +153,8 @@ class Config:
         self._require("accumulate", self.accumulate <= self.batch_size, "at most batch_size")
         self._require("views", 1 <= self.views <= 8, "between 1 and 8")
         self._require("ema_decay", self.ema_decay < 1, "below 1 (at 1 the teacher never moves)")
-        self._require("crop", self.crop >= 3, "3 or more")
+        self._require("crop", 3 <= self.crop <= 2**14, "3 to 16384")
+        self._require("batch_size", self.batch_size <= 2**14, "at most 16384")
         self._require("contrast", self.contrast * self.strength < 1, "below 1 / strength")
         if self.gradient_clip is not None:
             number = type(self.gradient_clip) in (int, float) and self.gradient_clip > 0

@@ -9,7 +9,7 @@ import numpy as np
 
 from selfadapt._errors import ImageError
 from selfadapt._lazy import LazyImage
-from selfadapt._normalize import Image
+from selfadapt._normalize import Image, is_constant
 
 MADE = (
     "cp masks", "cp output", "cp outlines", "cp flows", "flows cp masks", "dp cp masks", "flows",
@@ -74,6 +74,7 @@ def pair(
             taken[_stem(name)] = name
     names = [taken.get(_stem(name)) for name in ours]
     by_place = len(sources) == len(masks) and 1 in (len(ours), len(theirs))
+    by_place &= not one_folder or ours.keys().isdisjoint(theirs)
     if by_place and not any(names):
         return list(masks)
     paired: list[LazyImage] = []
@@ -110,7 +111,8 @@ def refuse_masks(sources: Sequence[LazyImage]) -> None:
     first = []
     for source in sources[:4]:
         with suppress(ImageError):  # a bad image is named where it is used
-            first.append(_is_flat(source.read()))
+            if not is_constant(image := source.read()):
+                first.append(_is_flat(image))
     if first and all(first):
         raise ImageError(
             f"{sources[0]} and the others look like masks (flat objects on 0): give the images "

@@ -3,7 +3,6 @@
 import copy
 import re
 import zlib
-from itertools import chain
 from typing import TypeVar
 
 import torch
@@ -39,8 +38,11 @@ def copy_network(network: Network, device: torch.device, *, frozen: bool = False
     return copied.to(device, torch.float32).train(network.training and not frozen)
 
 
-def check_network(network: object) -> None:
-    """Raise ModelError unless this is a network that can be copied, kept and used."""
+def check_network(network: object, *, finite: bool = True) -> None:
+    """Raise ModelError unless this is a network that can be copied, kept and used.
+
+    `finite` says whether all weights are looked at, too.
+    """
     if not isinstance(network, nn.Module):
         raise ModelError(
             f"the adapter's model is {'missing' if network is None else type(network).__name__}: "
@@ -60,15 +62,15 @@ def check_network(network: object) -> None:
             "the network has an extra state (get_extra_state), which snapshots cannot keep: make "
             "buffers of it."
         )
-    if not is_finite(network):
+    if finite and not is_finite(network):
         raise ModelError("weights or buffers of the network are NaN or infinite: load it anew.")
 
 
 @torch.no_grad()
 def is_finite(network: nn.Module) -> bool:
-    """Whether no parameter and no buffer is NaN or infinite."""
-    return all(
-        bool(tensor.isfinite().all()) for tensor in chain(network.parameters(), network.buffers())
+    """Whether no parameter is NaN or infinite, and no buffer NaN (masks of attention are -inf)."""
+    return all(bool(tensor.isfinite().all()) for tensor in network.parameters()) and not any(
+        bool(tensor.isnan().any()) for tensor in network.buffers()
     )
 
 

@@ -274,6 +274,12 @@ class Portfolio:
             for row in self.directory.read_history()
             if row["candidate"] in self._ways or (row["candidate"], row["iteration"]) in known
         ]
+        figures = {"loss", *(f"kept_{head}" for head in self.run.adapter.outputs)}
+        if any(row["candidate"] in self._ways and figures - row.keys() for row in self.history):
+            raise CheckpointError(
+                f"{self.directory.path / 'history.csv'} is damaged: a row lacks figures. Start in "
+                "a new folder."
+            )
 
     def _forget(self, name: str, at: int) -> None:
         """What was seen after the checkpoint of a run that was killed, and will be seen again."""

@@ -97,7 +97,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     device = next(model.parameters()).device
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
+            if device.type == "cuda":
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(0)
             yield
     finally:
         for module, mode in modes.items():

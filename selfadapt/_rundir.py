@@ -8,6 +8,7 @@ another, both are there.
 import csv
 import io
 import json
+import logging
 import os
 import platform
 import shutil
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from selfadapt._config import Config
 from selfadapt._errors import CheckpointError, first_line
 
+logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 """Figures of one iteration of one candidate: "iteration", "candidate" and numbers."""
 CALIBRATION = "calibration.json"
@@ -78,6 +80,7 @@ class RunDirectory:
         """Raise CheckpointError unless a run with these settings may use the folder."""
         if self.path.is_file():
             raise CheckpointError(f"{str(self.path)!r} is a file: give a folder for the run.")
+        self._refuse_links()
         files = list(self.path.iterdir()) if self.path.is_dir() else []
         if all(file.name.endswith(".partial") or file.name == LOCK for file in files):
             return
@@ -90,7 +93,6 @@ class RunDirectory:
                 f"{str(self.path)!r} holds another run: give a new folder, or resume it "
                 "(resume=True, --resume)."
             )
-        self._refuse_links()
         self._refuse_other("config.json", config.to_dict(), "Give the same settings")
 
     def _refuse_links(self) -> None:
@@ -108,6 +110,7 @@ class RunDirectory:
             CheckpointError: another process is at work in it, or it holds another run.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        self._refuse_links()
         try:
             self._lock.acquire()
         except Timeout:
@@ -117,13 +120,22 @@ class RunDirectory:
             ) from None
         self.check(config, resume=resume)  # again: it may have changed until now
         data = {"format": FORMAT, **data}
+        versions: Any = _versions()
         if (self.path / "data.json").exists():
             self._refuse_other("data.json", data, "Give the same images and options")
+            began = self.read_json("data.json").get("versions")
+            if began != versions:
+                logger.warning(
+                    "This run began with %s, and goes on with %s: it may end in other bits.",
+                    began,
+                    versions,
+                )
+                versions = began
         for name, text in self._notes.items():
             if name.endswith(".json") and (self.path / name).exists():
                 self._refuse_other(name, json.loads(text), "Give the same options")
         self.write_json("config.json", config.to_dict())
-        self.write_json("data.json", data | {"versions": _versions()})
+        self.write_json("data.json", data | {"versions": versions})
         (self.path / "snapshots").mkdir(exist_ok=True)
         for left in (self.path / "snapshots").glob(".tmp*"):  # of a killed run, by safetensors
             left.unlink()
@@ -189,7 +201,10 @@ class RunDirectory:
                 ]
         except (ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path} is damaged: {error}") from None
-        if not all({"iteration", "candidate"} <= row.keys() for row in rows):
+        if not all(
+            {"iteration", "candidate"} <= row.keys() and float(row["iteration"]).is_integer()
+            for row in rows
+        ):
             raise CheckpointError(f"{path} is damaged: a row names no iteration or candidate.")
         return rows
 
@@ -251,7 +266,7 @@ class RunDirectory:
             tensors = load_file(path)
         except Exception as error:
             raise CheckpointError(f"{path} is damaged: {first_line(error)}") from None
-        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        if any(bool(tensor.isnan().any()) for tensor in tensors.values()):
             raise CheckpointError(f"{path} is damaged: it holds NaN, which no run keeps.")
         return tensors
 

@@ -1,5 +1,7 @@
 """Several ways to adapt under one judge: the course of a run, killed, resumed and broken."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -162,6 +164,7 @@ def test_blank_windows_of_a_slide_are_no_held_out_images(adapter):
 
 def test_an_image_of_other_channels_beyond_the_checked_is_left_out(adapter, monkeypatch, caplog):
     monkeypatch.setattr("selfadapt._crops.CHECKED", 4)
+    adapter = copy.copy(adapter)
     adapter.channels = None
     images = [*(image[None] for image in IMAGES[:5]), np.stack([IMAGES[5]] * 2)]
     crops = Crops(adapter, open_images(images, channel_axis=0), config())

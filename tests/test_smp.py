@@ -2,6 +2,7 @@
 
 import json
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -180,7 +181,7 @@ def test_what_does_not_fit_is_refused(make, error, message):
 
 def test_files_of_other_kinds_are_refused(tmp_path):
     torch.save({"weights": torch.zeros(3)}, tmp_path / "state.pt")
-    with pytest.raises(ModelError, match="neither a folder of SMP's save_pretrained nor"):
+    with pytest.raises(ModelError, match="no folder of SMP's save_pretrained"):
         SmpAdapter.from_pretrained(str(tmp_path / "state.pt"), heads="foreground")
     with pytest.raises(ModelError, match="neither a folder"):
         SmpAdapter.from_pretrained(str(tmp_path), heads="foreground")
@@ -375,5 +376,24 @@ def test_a_torchscript_file_is_a_program_that_must_be_trusted(tmp_path):
     with pytest.raises(ModelError, match="if you trust its maker, give trust_torchscript=True"):
         SmpAdapter.from_pretrained(str(tmp_path / "net.pt"), heads="foreground")
     torch.save(OneSize().state_dict(), tmp_path / "weights.pt")
-    with pytest.raises(ModelError, match="neither a folder"):
+    with pytest.raises(ModelError, match="no folder of SMP's save_pretrained"):
         SmpAdapter.from_pretrained(str(tmp_path / "weights.pt"), heads="foreground")
+    with (
+        zipfile.ZipFile(tmp_path / "net.pt") as given,
+        zipfile.ZipFile(tmp_path / "hidden.pt", "w") as hidden,
+    ):  # torch looks names up whatever their case
+        for name in given.namelist():
+            hidden.writestr(name.replace("/code/", "/CODE/"), given.read(name))
+    with pytest.raises(ModelError, match="trust_torchscript"):
+        SmpAdapter.from_pretrained(str(tmp_path / "hidden.pt"), heads="foreground")
+
+
+@pytest.mark.parametrize(
+    "change", [{"encoder_name": "tu-hf-hub:evil/repo"}, {"decoder_channels": [60_000] * 5}]
+)
+def test_a_folder_leads_nowhere_and_fills_no_memory(tmp_path, change):
+    smp.Unet("resnet18", encoder_weights=None).save_pretrained(tmp_path)
+    told = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(told | change))
+    with pytest.raises(ModelError, match=r"it (leads to|holds)"):
+        SmpAdapter.from_pretrained(str(tmp_path), heads="foreground")

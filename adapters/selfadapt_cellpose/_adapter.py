@@ -194,8 +194,7 @@ class CellposeAdapter(Adapter):
     ) -> NDArray[np.float32]:
         scale = self._scale
         self._check_size(image)
-        if whole is not None:
-            image, whole = in_single(image, whole)
+        image, sampled = in_single(image, image if whole is None else whole)
         pixels, options = self._for_cellpose(image)
         converted = transforms.convert_image(pixels, **options)
         normalised = converted
@@ -203,7 +202,7 @@ class CellposeAdapter(Adapter):
             if whole is None:
                 normalised = transforms.normalize_img(converted, **self.normalization)
             else:
-                pixels, options = self._for_cellpose(squared(whole))
+                pixels, options = self._for_cellpose(squared(sampled))
                 sample = transforms.convert_image(pixels, **options)
                 normalised = normalize_part(converted, sample, self.normalization)
         if scale != 1:
@@ -240,7 +239,7 @@ class CellposeAdapter(Adapter):
         if not np.isfinite(pixels).all():
             raise ImageError("the image contains NaN or infinity: replace them first.")
         self._check_size(pixels)
-        pixels, options = self._for_cellpose(pixels)
+        pixels, options = self._for_cellpose(in_single(pixels, pixels)[0])
         with no_word_on_sparse_tensors():
             masks, flows = self._around(self.model).eval(
                 pixels,
@@ -332,9 +331,8 @@ class CellposeAdapter(Adapter):
         options: dict[str, Any] = {"channel_axis": None if count == 1 else 0}
         if self.channels is not None:
             options |= {"channels": self.channel_choice, "nchan": self.channels}
-        image = in_single(image, image)[0]
         # a copy: Cellpose normalises float32 in place
-        return (image[0] if count == 1 else image).copy(), options
+        return (image[0] if count == 1 else image).astype(np.float32), options
 
     def _around(self, net: nn.Module) -> CellposeModel:
         """The original `CellposeModel` with another network."""

@@ -1,8 +1,8 @@
 """The adapter for segmentation_models_pytorch and for networks that work alike."""
 
 import json
+import re
 import warnings
-import zipfile
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import asdict, replace
@@ -257,18 +257,24 @@ class SmpAdapter(Adapter):
         """Raise ModelError where a network that was read from a file cannot be run."""
         if self.channels is None:
             return
-        side = self.fixed_size or TRIED + -TRIED % self.side_multiple
-        try:
-            with torch.no_grad():
-                self.forward(self.model.eval(), torch.zeros(1, self.channels, side, side))
-        except SelfAdaptError:
-            raise
-        except Exception as error:
-            raise ModelError(
-                f"the network of {source!r} cannot be run on an image of {self.channels} x {side} "
-                f"x {side} ({_last_line(error)}): channels, size_multiple and fixed_size say what "
-                "it takes."
-            ) from None
+        sides = [TRIED, self.tile]  # some need more than the least
+        sides = [side + -side % self.side_multiple for side in sides]
+        failed: Exception | None = None
+        for side in [self.fixed_size] if self.fixed_size else sides:
+            try:
+                with torch.no_grad():
+                    self.forward(self.model.eval(), torch.zeros(1, self.channels, side, side))
+                return
+            except SelfAdaptError:
+                raise
+            except Exception as error:
+                failed = error
+        assert failed is not None
+        raise ModelError(
+            f"the network of {source!r} cannot be run on an image of {self.channels} channel(s), "
+            f"{side} x {side} ({_last_line(failed)}): channels, size_multiple and fixed_size say "
+            "what it takes."
+        )
 
 
 def _last_line(error: Exception) -> str:
@@ -283,7 +289,9 @@ def own_activation(model: nn.Module) -> bool | None:
         ModelError: what it gives is neither probabilities nor logits.
     """
     last = getattr(model, "segmentation_head", None)
-    kind = getattr(last[-1], "activation", None) if isinstance(last, nn.Sequential) else None
+    last = last[-1] if isinstance(last, nn.Sequential) else last
+    kind = getattr(last, "activation", None)
+    kind = getattr(kind, "activation", kind)  # SMP's wrapper
     if kind is None or isinstance(kind, nn.Identity):
         return None if kind is None else False
     if not isinstance(kind, nn.Sigmoid | nn.Softmax):
@@ -305,11 +313,20 @@ def _input_channels(model: nn.Module) -> int | None:
     return None
 
 
-def _is_torchscript(path: Path) -> bool:
-    if not (path.is_file() and zipfile.is_zipfile(path)):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
+LARGEST = 8192
+"""No number in the description of a network is larger: it would only fill the memory."""
+
+
+def _check_config(config: Any) -> None:
+    """Raise ValueError where a network's own description leads elsewhere, or beyond all bounds."""
+    values = list(config.values()) if isinstance(config, dict) else config
+    for value in values if isinstance(values, list) else [values]:
+        if isinstance(value, dict | list):
+            _check_config(value)
+        elif isinstance(value, int | float) and abs(value) > LARGEST:
+            raise ValueError(f"it holds {value}, more than {LARGEST}")
+        elif isinstance(value, str) and re.search("hf[-_]hub:|local-dir:|://", value):
+            raise ValueError(f"it leads to {value!r}")
 
 
 def _torchscript_warnings_off() -> "warnings.catch_warnings[None]":
@@ -323,16 +340,19 @@ def _open(path: Path, *, trusted: bool) -> tuple[nn.Module, dict[str, Any]]:
             f"there is no model {str(path)!r}: give 'demo', a folder written by save_pretrained, "
             "or a TorchScript file."
         )
-    if not trusted and _is_torchscript(path):
+    if not path.is_dir() and not trusted:  # whatever is in it: loading it would run it
         raise ModelError(
-            f"{str(path)!r} is a TorchScript file, a program that may do whatever you may do: if "
-            "you trust its maker, give trust_torchscript=True (shell: --trust_torchscript true)."
+            f"{str(path)!r} is no folder of SMP's save_pretrained. If it is a TorchScript file: "
+            "that is a program, which may do whatever you may do; if you trust its maker, give "
+            "trust_torchscript=True (shell: --trust_torchscript true). For another network use "
+            "SmpAdapter(your_module, ...) from Python."
         )
     try:
         if path.is_dir():
             missing = [name for name in FILES if not (path / name).is_file()]
             if missing:  # of a folder without them SMP asks the Hugging Face Hub
                 raise FileNotFoundError(f"it has no {missing[0]}")
+            _check_config(json.loads((path / FILES[0]).read_text()))
             with redirect_stdout(None):  # it prints where it loads from
                 # its weights come from the folder, and none from the internet
                 network = smp.from_pretrained(str(path), encoder_weights=None)
