@@ -263,7 +263,8 @@ def _evaluate(words: Sequence[str]) -> None:
     bad: dict[str, SelfAdaptError] = {}
     for source, mask in tqdm(list(zip(sources, masks, strict=True)), unit="image", leave=False):
         try:
-            per_image.append(_matches(mask, source, _segment_source(adapter, source)))
+            found = _segment_source(adapter, source)
+            per_image.append(_matches(mask, source, found))
         except (ImageError, OutputError) as error:
             bad[str(source)] = error
     if not per_image:
@@ -278,6 +279,8 @@ def _evaluate(words: Sequence[str]) -> None:
 def _matches(mask: LazyImage, source: LazyImage, found: Any) -> list[Matches]:
     """Of what was found with the mask of an image, at the thresholds `IOUS`."""
     labels = mask.read()
+    if len(labels) > 1 and (labels == labels[:1]).all():  # gray, saved as colour
+        labels = labels[:1]
     if len(labels) != 1:
         raise ImageError(f"the mask of {source} has {len(labels)} channels, not one.")
     if labels.dtype.kind == "f" and (labels == np.floor(labels)).all():  # as ImageJ saves them

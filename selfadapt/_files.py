@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,8 +40,10 @@ from selfadapt._normalize import Image, as_channels_first
 
 logger = logging.getLogger(__name__)
 
-SMALL_COPIES = ("thumbnail", "label", "macro", "overview")
-"""Names of series that slide scanners store beside the image."""
+SMALL_COPIES = {"thumbnail", "label", "macro", "overview", "preview"}
+"""Words in the names of series that slide scanners store beside the image."""
+ASSOCIATED_OR_NOT = (1, 2)
+"""What TIFF calls samples that are alpha."""
 MOST_BYTES, MOST_PACKED = 2**26, 3000
 """A TIFF that declares more than both that many bytes and MOST_PACKED times its own is refused:
 deflate packs to 1 : 1032 at best, LZW to 1 : 2730, and reading it would fill the memory."""
@@ -63,8 +66,8 @@ def list_path(path: Path, channel_axis: int | None, *, labels: bool) -> Iterator
     elif _is_zarr(path):
         yield from list_zarr(_open_zarr(path), path.name, channel_axis)
     else:
-        entries = sorted(path.iterdir())
-        names = {entry.name for entry in entries if _suffix(entry) in SUFFIXES}
+        entries = sorted(path.iterdir(), key=_in_order)
+        names = {entry.name for entry in entries if _suffix(entry) in SUFFIXES or _is_zarr(entry)}
         for entry in entries:
             yield from _list_entry(entry, names, channel_axis, labels)
 
@@ -76,7 +79,10 @@ def _list_entry(
     if entry.name.startswith("."):  # hidden: systems and editors put such files there
         return
     if entry.is_dir() and _is_zarr(entry):
-        yield from _guarded(entry.name, partial(list_path, entry, channel_axis, labels=labels))
+        if labels or not is_made_of(entry.name, names):
+            yield from _guarded(entry.name, partial(list_path, entry, channel_axis, labels=labels))
+        else:
+            _say_made(entry.name)
     elif (suffix := _suffix(entry)) in MICROSCOPES and not _readable(suffix):
         logger.warning("%s: left out. %s", entry.name, _remedy(suffix))
     elif suffix not in SUFFIXES:
@@ -85,10 +91,22 @@ def _list_entry(
         logger.warning("%s is a folder: left out. Give it by itself.", entry.name)
     elif not entry.exists():
         logger.warning("%s is a link to nothing: left out.", entry.name)
+    elif not entry.is_file():  # a pipe would wait for ever
+        logger.warning("%s is no file: left out.", entry.name)
     elif not labels and is_made_of(entry.name, names):
-        logger.warning("%s was made of another image (masks, flows, ...): left out.", entry.name)
+        _say_made(entry.name)
     else:
         yield from _guarded(entry.name, partial(_list_file, entry, channel_axis, labels))
+
+
+def _say_made(name: str) -> None:
+    logger.warning("%s was made of another image (masks, flows, ...): left out.", name)
+
+
+def _in_order(path: Path) -> list[tuple[bool, int, str]]:
+    """By name, numbers by their value: 9 comes before 10."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
 def _refuse_missing(path: Path) -> None:
@@ -145,6 +163,7 @@ class _Tiff:
         shape: of what indexing gives: without alpha, and with the colours of a palette.
         white: the value that stands for black, where a file counts from white to black.
         palette: colours `[values, 3]` that the stored values stand for.
+        samples: axis of the samples, and those that are kept where alpha is not the last.
     """
 
     path: Path
@@ -152,13 +171,21 @@ class _Tiff:
     shape: tuple[int, ...]
     white: int | None = None
     palette: NDArray[Any] | None = None
+    samples: tuple[int, tuple[int, ...]] | None = None
 
     def __getitem__(self, index: Any) -> Image:
         stored = index if self.palette is None else index[:-1]
+        if self.samples is not None:
+            axis, kept = self.samples
+            parts = [self._read((*index[:axis], sample, *index[axis + 1 :])) for sample in kept]
+            return np.stack(parts, axis=sum(isinstance(part, slice) for part in index[:axis]))
+        return self._read(stored)
+
+    def _read(self, stored: Any) -> Image:
         try:
             with _Told(), tifffile.TiffFile(self.path) as tiff:
                 series = tiff.series[self.series]
-                if math.prod(series.shape) <= LARGE**2:
+                if math.prod(series.shape) <= LARGE**2 and _is_whole(stored):
                     whole = series.asarray()
                     if whole.shape != series.shape:
                         raise ValueError(f"it holds {whole.size} values, not {series.shape}")
@@ -171,6 +198,11 @@ class _Tiff:
         if self.white is not None:
             pixels = ~pixels if pixels.dtype == bool else pixels.dtype.type(self.white) - pixels
         return pixels if self.palette is None else self.palette[pixels]
+
+
+def _is_whole(index: Sequence[Any]) -> bool:
+    """Whether all of a series is asked for: of a stack, other pages may be damaged."""
+    return all(isinstance(part, slice) for part in index)
 
 
 def _list_tiff(path: Path, channel_axis: int | None, labels: bool) -> Iterator[LazyImage]:
@@ -230,9 +262,12 @@ def _full_series(series: Sequence[tifffile.TiffPageSeries], name: str) -> list[i
         index
         for index, each in enumerate(series)
         if not (
-            each.name.lower() in SMALL_COPIES
+            _words(each.name) & SMALL_COPIES
             or each.keyframe.is_reduced
-            or any(_is_copy(sizes[index], size) for size in sizes)
+            or any(
+                _is_copy(sizes[index], size) and len(each) <= len(other)
+                for size, other in zip(sizes, series, strict=True)
+            )
         )
     ]
     if kept and len(kept) < len(series):
@@ -243,6 +278,10 @@ def _full_series(series: Sequence[tifffile.TiffPageSeries], name: str) -> list[i
             len(series),
         )
     return kept or list(range(len(series)))
+
+
+def _words(name: str) -> set[str]:
+    return set(re.findall("[a-z]+", name.lower()))
 
 
 def _plane_size(series: tifffile.TiffPageSeries) -> tuple[int, int]:
@@ -263,9 +302,14 @@ def _describe_series(
     series = tiff.series[index]
     page, shape, axes = series.keyframe, list(series.shape), series.axes
     _refuse_bomb(series.dtype.itemsize * math.prod(shape), path)
-    alpha = sum(kind in (1, 2) for kind in page.extrasamples)  # at the end of the samples
-    if alpha and "S" in axes:
-        shape[axes.index("S")] -= alpha
+    samples = None
+    if "S" in axes:
+        count = shape[axes.index("S")]
+        extra = [0] * (count - len(page.extrasamples)) + [int(kind) for kind in page.extrasamples]
+        samples = [k for k, kind in enumerate(extra) if kind not in ASSOCIATED_OR_NOT]
+        shape[axes.index("S")] = len(samples)
+        if samples == list(range(len(samples))):  # alpha is last, as nearly always
+            samples = None
     white, palette = None, None
     turned_over = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and not labels
     if series.dtype.kind == "b" and page.software.startswith("tifffile"):
@@ -277,7 +321,8 @@ def _describe_series(
     if palette is not None:
         shape.append(3)
         axes += "S"
-    return _Tiff(path, index, tuple(shape), white, palette), axes
+    place = None if samples is None else (axes.index("S"), tuple(samples))
+    return _Tiff(path, index, tuple(shape), white, palette, place), axes
 
 
 def _palette(colours: NDArray[Any] | None) -> NDArray[Any] | None:
@@ -333,8 +378,15 @@ def _refuse_cut_off(tiff: tifffile.TiffFile, told: _Told, path: Path) -> None:
 # --- PNG, JPEG, BMP ------------------------------------------------------------------------------
 
 
-_CONVERTED = {"P", "CMYK", "YCbCr", "LAB", "HSV"}
+_CONVERTED = {"CMYK", "YCbCr", "LAB", "HSV"}
 """Modes of Pillow whose values are no intensities of red, green and blue."""
+
+
+def _colours_of(picture: Pillow.Image) -> NDArray[Any]:
+    """Of a palette, `[3, 256]` as TIFF has them."""
+    packed = np.array(picture.getpalette("RGB") or [], np.uint16).reshape(-1, 3)
+    used = packed[np.minimum(np.arange(256), len(packed) - 1)]  # the last colour goes on
+    return np.asarray(used.T * 257)
 
 
 def _read_picture(path: Path, labels: bool) -> Image:
@@ -344,7 +396,12 @@ def _read_picture(path: Path, labels: bool) -> Image:
         with Pillow.open(io.BytesIO(packed)) as picture:
             if picture.format == "PNG" and packed[24] == 16:
                 pixels = imagecodecs.png_decode(packed)  # of colour Pillow makes 8 bits
-            elif picture.mode in _CONVERTED - ({"P"} if labels else set()):
+            elif picture.mode == "P":
+                pixels = np.asarray(picture)
+                colours = _colours_of(picture)
+                if not labels and (palette := _palette(colours)) is not None:
+                    pixels = palette[pixels]
+            elif picture.mode in _CONVERTED:
                 pixels = np.asarray(picture.convert("RGB"))
             else:
                 pixels = np.asarray(picture)
@@ -377,7 +434,7 @@ def list_zarr(
     """Images of an array, of an OME-Zarr image, or of all those in a plate or a collection."""
     try:
         if isinstance(node, zarr.Array):
-            described = [("", node, array_axes(node.ndim, channel_axis))]
+            described = [("", node, _named_axes(node) or array_axes(node.ndim, channel_axis))]
         else:
             described = list(_multiscales(node, name, ""))
         arrays = [(part, _Zarr(array, name), axes) for part, array, axes in described]
@@ -416,10 +473,7 @@ def _multiscales(group: zarr.Group, name: str, part: str) -> Iterator[tuple[str,
     attributes: Any = group.attrs.asdict()
     attributes = attributes.get("ome", attributes)
     if scales := attributes.get("multiscales"):
-        axes = "".join(
-            str(axis if isinstance(axis, str) else axis["name"])[0].upper()
-            for axis in scales[0].get("axes", "tczyx")
-        )
+        axes = "".join(map(_letter, scales[0].get("axes", "tczyx")))
         yield part, group[_inside(scales[0]["datasets"][0]["path"], name)], axes
         return
     if "plate" in attributes:
@@ -436,6 +490,29 @@ def _multiscales(group: zarr.Group, name: str, part: str) -> Iterator[tuple[str,
         child: Any = group[_inside(path, name)]
         label = "-".join([part, *str(path).split("/")] if part else str(path).split("/"))
         yield from _multiscales(child, name, label)
+
+
+TYPES = {"channel": "C", "time": "T"}
+"""What OME-Zarr calls axes whose names are free."""
+
+
+def _letter(axis: Any) -> str:
+    """Of an axis of OME-Zarr: its name where that is a letter, else its type; U where unknown."""
+    name = str(axis if isinstance(axis, str) else axis["name"]).lower()
+    if name in ("t", "c", "z", "y", "x"):
+        return name.upper()
+    kind = axis.get("type") if isinstance(axis, dict) else None
+    words = {"channel": "C", "channels": "C", "row": "Y", "column": "X", "col": "X"}
+    return TYPES.get(str(kind), words.get(name, "U"))
+
+
+def _named_axes(array: Any) -> str | None:
+    """Axes of a bare zarr array of version 3 that names them all."""
+    names = getattr(array.metadata, "dimension_names", None)
+    if not names or not all(isinstance(name, str) for name in names):
+        return None
+    axes = "".join(map(_letter, names))
+    return axes if {"Y", "X"} <= set(axes) else None
 
 
 def _inside(path: Any, name: str) -> str:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +12,39 @@ from selfadapt._errors import ImageError
 from selfadapt._lazy import LazyImage
 from selfadapt._normalize import Image, is_constant
 
-MADE = (
-    "cp masks", "cp output", "cp outlines", "cp flows", "flows cp masks", "dp cp masks", "flows",
-    "dp", "mask", "masks", "label", "labels", "label image", "seg", "segmentation", "segmented",
-    "simple segmentation", "object predictions", "object identities", "probability",
-    "probabilities", "prediction", "predictions", "outline", "outlines", "overlay", "contours",
-    "instances", "annotation", "annotations", "gt", "ground truth",
-)  # fmt: skip
+
+def _listed(words: str) -> frozenset[str]:
+    return frozenset(" ".join(word.split()) for word in words.split(","))
+
+
+MADE = _listed(
+    """
+    annotation, annotations, binary, boundaries, boundary, boundary probabilities, cell mask,
+    cell masks, cellprob, contours, cp flows, cp masks, cp masks copy, cp masks overlay, cp
+    outlines, cp output, cp probs, cp style, dist, distance, dp, dp cp masks, flows, flows cp
+    masks, ground truth, groundtruth, gt, heatmap, inst, instance, instances, label, label
+    image, labeled, labelids, labelled, labels, labels instances, lbl, lbl morpho, lbls,
+    logits, manual, mask, masks, masks overlay, multicut segmentation, napari labels, nuclei
+    mask, nuclei masks, object identities, object predictions, object probabilities, objects,
+    omnipose, outline, outlined, outlines, overlay, overlay outlines, overlayoutlines, pred,
+    prediction, predictions, preds, preview, prob, probabilities, probabilities stage 2,
+    probability, probs, screenshot, seg, segmentation, segmentation mask, segmentation
+    predictions, segmentations, segmented, semantic, simple segmentation, simple segmentation
+    stage 2, softmax, stardist, stardist labels, thumb, thumbnail, tracking result,
+    uncertainty, watershed
+    """
+)
 """What Cellpose, ilastik and people add to the name of an image for what is made of it."""
 
 
-LABELS = (
-    "cp masks", "mask", "masks", "label", "labels", "label image", "seg", "segmentation",
-    "instances", "annotation", "annotations", "gt", "ground truth", "object identities",
-)  # fmt: skip
+LABELS = _listed(
+    """
+    annotation, annotations, cell mask, cell masks, cp masks, ground truth, groundtruth, gt,
+    inst, instance, instances, label, label image, labeled, labelled, labels, labels
+    instances, lbl, lbls, manual, mask, masks, nuclei mask, nuclei masks, object identities,
+    seg, segmentation, segmentation mask, segmentations, stardist labels
+    """
+)
 """Of these, what holds labels."""
 
 
@@ -42,12 +62,12 @@ def _bases(name: str, words: Container[str]) -> Iterator[str]:
     stem = _stem(name)
     for at in range(1, len(stem)):
         if not stem[at].isalnum() and _words(stem[at:]) in words:
-            yield stem[:at]
+            yield stem[:at].removesuffix(".ome")
 
 
 def _stem(name: str) -> str:
     stem = Path(name).stem
-    return stem.removesuffix(".ome")
+    return stem.removesuffix(".ome").lower()
 
 
 def pair(
@@ -77,18 +97,25 @@ def pair(
     by_place &= not one_folder or ours.keys().isdisjoint(theirs)
     if by_place and not any(names):
         return list(masks)
+    missing = sum(each is None for each in names)
+    if missing:
+        without = next(name for name, each in zip(ours, names, strict=True) if each is None)
+        raise ImageError(f"there is no mask for {without} ({missing} missing).")
     paired: list[LazyImage] = []
     for (name, images), mask in zip(ours.items(), names, strict=True):
-        if mask is None:
-            missing = sum(each is None for each in names)
-            raise ImageError(f"there is no mask for {name} ({missing} missing).")
-        if len(theirs[mask]) != len(images):
-            raise ImageError(
-                f"{name} holds {len(images)} image(s), and {mask} {len(theirs[mask])} mask(s): "
-                "they pair by their place, so give as many."
+        found = theirs[mask or ""]
+        if len(found) != len(images):  # one of the two may be cut off: the others go on
+            error = ImageError(
+                f"{name} holds {len(images)} image(s), and {mask} {len(found)} mask(s): they pair "
+                "by their place, so give as many."
             )
-        paired += theirs[mask]
+            found = [LazyImage(name, partial(_fail, error)) for _ in images]
+        paired += found
     return paired
+
+
+def _fail(error: ImageError) -> Image:
+    raise error
 
 
 def _by_file(sources: Sequence[LazyImage]) -> dict[str, list[LazyImage]]:

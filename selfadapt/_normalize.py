@@ -19,17 +19,29 @@ FINE, VAST = 2.0**-15, 1e30
 left to tell them apart. It ends at 3e38, and squares and sums of values beyond VAST come there."""
 
 
+SAMPLED = 2**16
+"""Percentiles that tell whether contrast is lost come of about so many pixels."""
+
+
 def in_single(image: Image, whole: Image) -> tuple[Image, Image]:
     """An image `[C, H, W]`, and the whole of it, in float32 without losing its contrast.
 
     Where single precision cannot hold the values (an offset many times the contrast, too large or
-    too small numbers), each channel has the least value of `whole` taken off, and its span is 1.
+    too small numbers), each channel has its percentile 1 in `whole` taken off, and
+    spans 1 up to percentile 99.
     """
     if not whole.size:
         return _single(image), _single(whole)
-    wide = np.longdouble  # holds integers of 64 bits
-    low, high = (end((1, 2), keepdims=True).astype(wide) for end in (whole.min, whole.max))
-    span, size = high - low, np.maximum(abs(low), abs(high))
+    wide = np.longdouble  # holds integers of 64 bits, where it is longer than float64
+    ends = [end((1, 2), keepdims=True).astype(wide) for end in (whole.min, whole.max)]
+    size, low, high = np.maximum(*map(abs, ends)), *ends
+    if (size > 1 / FINE).any() or (high - low < 1 / VAST).any():  # else nothing can be lost
+        flat = whole.reshape(len(whole), -1)
+        some = flat[:, :: -(-flat.shape[1] // SAMPLED)].astype(wide)
+        inner = [np.percentile(some, q, axis=1)[:, None, None] for q in (1, 99)]
+        even = inner[0] < inner[1]  # a few outliers, such as padding with 0, hide no offset
+        low, high = (np.where(even, a, b) for a, b in zip(inner, ends, strict=True))
+    span = high - low
     lost = (span > 0) & ((span < FINE * size) | (size > VAST) | (span < 1 / VAST))
     offset, unit = np.where(lost, low, 0), np.where(lost, span, 1)
 

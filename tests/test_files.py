@@ -123,6 +123,71 @@ def test_files_that_describe_one_image_together_are_not_read_twice(tmp_path):
         lost.read()
 
 
+def test_a_damaged_page_costs_no_other(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", FIVE, compression="zlib", photometric="minisblack")
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        at = tiff.pages[2].dataoffsets[0]
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    content[at : at + 40] = bytes(40)
+    (tmp_path / "a.tif").write_bytes(content)
+    images = open_images(tmp_path)
+    for k in (0, 1, 3, 4):
+        assert np.array_equal(images[k].read()[0], FIVE[k])
+    with pytest.raises(ImageError, match=r"a\.tif cannot be read"):
+        images[2].read()
+
+
+def test_a_shorter_acquisition_is_a_thumbnail_and_a_longer_one_is_not(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        tiff.write(FIVE[0], metadata=None)
+        for frame in FIVE[1:, ::2, ::2]:
+            tiff.write(frame, metadata=None)
+    assert len(open_images(tmp_path)) == 5
+
+
+@pytest.mark.parametrize(
+    ("axes", "images"),
+    [
+        ([{"name": "lambda", "type": "channel"}, {"name": "y"}, {"name": "x"}], 1),
+        ([{"name": "cycle"}, {"name": "y"}, {"name": "x"}], 2),
+        ([{"name": "c"}, {"name": "row"}, {"name": "col"}], 1),
+    ],
+)
+def test_axes_of_ome_zarr_go_by_name_and_type(tmp_path, axes, images):
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=2)
+    group.create_array("0", data=FIVE[:2])
+    group.attrs["multiscales"] = [{"axes": axes, "datasets": [{"path": "0"}]}]
+    expected = [FIVE[:2]] if images == 1 else FIVE[:2, None]
+    assert same(read(tmp_path / "a.zarr"), expected)
+
+
+def test_a_zarr_array_that_names_its_axes_is_taken_at_its_word(tmp_path):
+    names = {"dimension_names": ("y", "x", "c")}
+    zarr.create_array(tmp_path / "a.zarr", data=np.moveaxis(FIVE[:2], 0, -1), **names)
+    assert same(read(tmp_path / "a.zarr"), [FIVE[:2]])
+
+
+def test_alpha_may_come_before_what_is_measured(tmp_path):
+    five = RNG.integers(0, 255, (20, 30, 5)).astype(np.uint8)
+    extra = {"photometric": "rgb", "extrasamples": ["unassalpha", "unspecified"]}
+    tifffile.imwrite(tmp_path / "a.tif", five, **extra)
+    assert same(read(tmp_path), [np.moveaxis(five[..., [0, 1, 2, 4]], -1, 0)])
+
+
+def test_numbers_in_names_count(tmp_path):
+    for k in (8, 9, 10):
+        tifffile.imwrite(tmp_path / f"img{k}.tif", FIVE[0])
+    assert [image.stem for image in open_images(tmp_path)] == ["img8", "img9", "img10"]
+
+
+def test_what_is_made_of_zarr_images_is_left_out(tmp_path):
+    for name in ("a.zarr", "a_masks.zarr", "b.ome.zarr"):
+        zarr.create_array(tmp_path / name, data=FIVE[0])
+    for name in ("a_cp_masks.tif", "b.ome_labels.tif", "b_labels.tif"):
+        tifffile.imwrite(tmp_path / name, FIVE[0])
+    assert [image.name for image in open_images(tmp_path)] == ["a.zarr", "b.ome.zarr"]
+
+
 def test_pages_of_other_shapes_are_images_too(tmp_path, caplog):
     shapes = (FIVE[0], FIVE[1, :40, :45], FIVE[2, :, :30])
     with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
@@ -337,9 +402,9 @@ def test_a_file_that_is_cut_off_is_named_and_costs_no_other(tmp_path, write, sha
     whole = (tmp_path / "a.tif").read_bytes()
     (tmp_path / "a.tif").write_bytes(whole[: int(share * len(whole))])
     tifffile.imwrite(tmp_path / "b.tif", FIVE[0])
-    first, *_, last = open_images(tmp_path)
+    *damaged, last = open_images(tmp_path)
     with pytest.raises(ImageError, match=r"a\.tif (is cut off|cannot be read)"):
-        first.read()
+        [image.read() for image in damaged]
     assert np.array_equal(last.read()[0], FIVE[0])
     with pytest.raises(ImageError, match=r"a\.tif (is cut off|cannot be read)"):
         read([tmp_path / "a.tif"])
@@ -429,7 +494,7 @@ def lists(tmp_path, images, masks, one_folder=False):
             tifffile.imwrite(tmp_path / folder / name, FIVE[:frames], photometric="minisblack")
     sources = open_images(tmp_path / "images")
     labels = open_images(tmp_path / ("images" if one_folder else "masks"), labels=True)
-    return [str(mask) for mask in pair(sources, labels, one_folder=one_folder)]
+    return pair(sources, labels, one_folder=one_folder)
 
 
 @pytest.mark.parametrize(
@@ -444,13 +509,13 @@ def lists(tmp_path, images, masks, one_folder=False):
     ],
 )  # fmt: skip
 def test_images_and_masks_pair_by_name_and_place(tmp_path, images, masks, expected):
-    assert lists(tmp_path, images, masks) == expected
+    assert list(map(str, lists(tmp_path, images, masks))) == expected
 
 
 def test_masks_beside_their_images_are_found(tmp_path):
     files = {"a.tif": 1, "a_cp_masks.tif": 1, "b.tif": 2, "b_seg.tif": 2, "b_flows.tif": 2}
     paired = lists(tmp_path, files, {}, one_folder=True)
-    assert paired == ["a_cp_masks.tif Q0", "b_seg.tif Q0", "b_seg.tif Q1"]
+    assert list(map(str, paired)) == ["a_cp_masks.tif Q0", "b_seg.tif Q0", "b_seg.tif Q1"]
 
 
 @pytest.mark.parametrize(
@@ -463,7 +528,7 @@ def test_masks_beside_their_images_are_found(tmp_path):
 )
 def test_masks_that_do_not_pair_are_named(tmp_path, images, masks, message):
     with pytest.raises(ImageError, match=message):
-        lists(tmp_path, images, masks)
+        lists(tmp_path, images, masks)[0].read()
 
 
 def test_a_damaged_zarr_store_is_named(tmp_path):

@@ -433,6 +433,13 @@ def test_intensities_of_any_offset_keep_their_contrast(stored, how):
     np.testing.assert_allclose(normalize_standard(stored), normalize_standard(RAMP), atol=2e-6)
 
 
+def test_padding_hides_no_offset():
+    mosaic = RAMP + 1e9
+    mosaic[:, :2, :3] = 0  # less than percentile 1, which would be 0 else
+    found, wanted = (normalize_percentile(each)[:, 2:] for each in (mosaic, RAMP))
+    assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.9999
+
+
 def test_ordinary_intensities_are_taken_as_they_are():
     for stored in (RAMP.astype(np.uint16), RAMP - 100.5, RAMP.astype(np.float16)):
         part, whole = in_single(stored, stored)
