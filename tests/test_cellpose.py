@@ -688,3 +688,18 @@ def test_the_unmodified_command_line_of_cellpose_gives_our_masks(tmp_path):
 
 def test_as_channels_first_is_public():
     assert as_channels_first(np.zeros((4, 5, 2)), -1).shape == (2, 4, 5)
+
+
+@pytest.mark.skipif(MAJOR != 3, reason="the network of version 3")
+@pytest.mark.parametrize("diameter", [0.5, 17.0, 34.0])
+def test_dynamics_run_as_long_as_cells_are_large(trained, monkeypatch, diameter):
+    adapter = CellposeAdapter(trained, diameter=diameter, flow_threshold=0)
+    given = {}
+    monkeypatch.setattr(
+        "selfadapt_cellpose._adapter.dynamics.resize_and_compute_masks",
+        lambda *_, **options: given.update(options) or np.zeros((40, 40), np.int32),
+    )
+    outputs = {"flow": torch.zeros(2, 40, 40), "cellprob": torch.zeros(1, 40, 40)}
+    adapter.decode(outputs, (40, 40))
+    assert given["niter"] == int(200 * diameter / adapter.diam_mean)
+    assert given["flow_threshold"] == 0
