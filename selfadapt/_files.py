@@ -66,7 +66,7 @@ def list_path(path: Path, channel_axis: int | None, *, labels: bool) -> Iterator
     elif _is_zarr(path):
         yield from list_zarr(_open_zarr(path), path.name, channel_axis)
     else:
-        entries = sorted(path.iterdir(), key=_in_order)
+        entries = sorted(path.iterdir())
         names = {entry.name for entry in entries if _suffix(entry) in SUFFIXES or _is_zarr(entry)}
         for entry in entries:
             yield from _list_entry(entry, names, channel_axis, labels)
@@ -101,12 +101,6 @@ def _list_entry(
 
 def _say_made(name: str) -> None:
     logger.warning("%s was made of another image (masks, flows, ...): left out.", name)
-
-
-def _in_order(path: Path) -> list[tuple[bool, int, str]]:
-    """By name, numbers by their value: 9 comes before 10."""
-    parts = re.split(r"(\d+)", path.name)
-    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
 def _refuse_missing(path: Path) -> None:

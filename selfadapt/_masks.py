@@ -96,6 +96,12 @@ def pair(
     by_place = len(sources) == len(masks) and 1 in (len(ours), len(theirs))
     by_place &= not one_folder or ours.keys().isdisjoint(theirs)
     if by_place and not any(names):
+        for files in (list(ours), list(theirs)):
+            if files != sorted(files, key=_by_number):
+                raise ImageError(
+                    f"files are taken by name, in which {files[0]!r} comes before {files[1]!r}: "
+                    "write the numbers with as many digits, or name the masks as the images."
+                )
         return list(masks)
     missing = sum(each is None for each in names)
     if missing:
@@ -116,6 +122,12 @@ def pair(
 
 def _fail(error: ImageError) -> Image:
     raise error
+
+
+def _by_number(name: str) -> list[tuple[bool, int, str]]:
+    """An order in which 9 comes before 10."""
+    parts = re.split(r"(\d+)", name)
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
 def _by_file(sources: Sequence[LazyImage]) -> dict[str, list[LazyImage]]:

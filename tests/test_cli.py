@@ -427,6 +427,6 @@ def test_a_run_that_is_asked_to_end_leaves_no_temporary_folder(tmp_path):
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert "the same command with --resume goes on" in said
+    assert "`segment` go on with --resume" in said
     assert not list((tmp_path / "tmp").iterdir())
     assert not list(run.rglob("*.partial"))

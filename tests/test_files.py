@@ -174,12 +174,6 @@ def test_alpha_may_come_before_what_is_measured(tmp_path):
     assert same(read(tmp_path), [np.moveaxis(five[..., [0, 1, 2, 4]], -1, 0)])
 
 
-def test_numbers_in_names_count(tmp_path):
-    for k in (8, 9, 10):
-        tifffile.imwrite(tmp_path / f"img{k}.tif", FIVE[0])
-    assert [image.stem for image in open_images(tmp_path)] == ["img8", "img9", "img10"]
-
-
 def test_what_is_made_of_zarr_images_is_left_out(tmp_path):
     for name in ("a.zarr", "a_masks.zarr", "b.ome.zarr"):
         zarr.create_array(tmp_path / name, data=FIVE[0])
@@ -524,6 +518,7 @@ def test_masks_beside_their_images_are_found(tmp_path):
         ({"a.tif": 1, "b.tif": 1}, {"a.tif": 1}, r"no mask for b\.tif \(1 missing\)"),
         ({"a.tif": 3}, {"a.tif": 2}, r"a\.tif holds 3 image\(s\), and a\.tif 2 mask"),
         ({"a.tif": 3}, {"b.tif": 2}, r"no mask for a\.tif"),
+        ({"8.tif": 1, "9.tif": 1, "10.tif": 1}, {"all.tif": 3}, "write the numbers with as many"),
     ],
 )
 def test_masks_that_do_not_pair_are_named(tmp_path, images, masks, message):
