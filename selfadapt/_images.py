@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from selfadapt._errors import ImageError
-from selfadapt._files import list_path, list_paths, list_zarr
+from selfadapt._files import list_path, list_paths
 from selfadapt._lazy import SUFFIXES, LazyImage, array_axes, list_axes, plane
 from selfadapt._normalize import Image, as_channels_first
+from selfadapt._zarr import list_zarr
 
 
 def open_images(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from selfadapt._errors import ImageError
+from selfadapt._errors import ImageError, first_line
 from selfadapt._normalize import Image, as_channels_first
 
 TIFF = (".tif", ".tiff", ".btf", ".tf8", ".lsm", ".stk", ".svs", ".ndpi", ".qptiff", ".scn")
@@ -83,6 +83,14 @@ class LazyImage:
             )
             for (i, r), (j, c) in product(enumerate(rows), enumerate(columns))
         ]
+
+
+def fail(error: ImageError) -> Image:
+    raise error
+
+
+def unreadable(name: str, error: Exception) -> ImageError:
+    return ImageError(f"{name} cannot be read as an image: {first_line(error)}")
 
 
 def _sampled(read: Callable[[slice, slice], Image], places: Sequence[tuple[slice, slice]]) -> Image:

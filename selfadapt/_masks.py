@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from selfadapt._errors import ImageError
-from selfadapt._lazy import LazyImage
+from selfadapt._lazy import LazyImage, fail
 from selfadapt._normalize import Image, is_constant
 
 
@@ -115,13 +115,9 @@ def pair(
                 f"{name} holds {len(images)} image(s), and {mask} {len(found)} mask(s): they pair "
                 "by their place, so give as many."
             )
-            found = [LazyImage(name, partial(_fail, error)) for _ in images]
+            found = [LazyImage(name, partial(fail, error)) for _ in images]
         paired += found
     return paired
-
-
-def _fail(error: ImageError) -> Image:
-    raise error
 
 
 def _by_number(name: str) -> list[tuple[bool, int, str]]:

@@ -1,0 +1,55 @@
+"""PNG, JPEG and BMP, by Pillow, and palettes."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+
+from selfadapt._lazy import unreadable
+from selfadapt._normalize import Image, as_channels_first
+
+_CONVERTED = {"CMYK", "YCbCr", "LAB", "HSV"}
+"""Modes of Pillow whose values are no intensities of red, green and blue."""
+
+
+def _colours_of(picture: Pillow.Image) -> NDArray[Any]:
+    """Of a palette, `[3, 256]` as TIFF has them."""
+    packed = np.array(picture.getpalette("RGB") or [], np.uint16).reshape(-1, 3)
+    used = packed[np.minimum(np.arange(256), len(packed) - 1)]  # the last colour goes on
+    return np.asarray(used.T * 257)
+
+
+def read_picture(path: Path, labels: bool) -> Image:
+    """Pixels at the depth they are stored in. An alpha channel is no measurement: left out."""
+    try:
+        packed = path.read_bytes()
+        with Pillow.open(io.BytesIO(packed)) as picture:
+            if picture.format == "PNG" and packed[24] == 16:
+                pixels = imagecodecs.png_decode(packed)  # of colour Pillow makes 8 bits
+            elif picture.mode == "P":
+                pixels = np.asarray(picture)
+                colours = _colours_of(picture)
+                if not labels and (palette := palette_of(colours)) is not None:
+                    pixels = palette[pixels]
+            elif picture.mode in _CONVERTED:
+                pixels = np.asarray(picture.convert("RGB"))
+            else:
+                pixels = np.asarray(picture)
+    except Exception as error:
+        raise unreadable(path.name, error) from None
+    if pixels.ndim == 3 and pixels.shape[-1] in (2, 4):
+        pixels = pixels[..., :-1]
+    if pixels.ndim == 3 and pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]
+    return as_channels_first(pixels, -1, path.name)
+
+
+def palette_of(colours: NDArray[Any] | None) -> NDArray[Any] | None:
+    """Colours `[values, 3]`; None where they only tint an intensity, as ImageJ's tables do."""
+    if colours is None or (np.diff(colours.astype(np.int64), axis=1) >= 0).all():
+        return None
+    return (colours // 257).astype(np.uint8).T if (colours % 257 == 0).all() else colours.T

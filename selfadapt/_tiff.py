@@ -1,0 +1,245 @@
+"""Images in TIFF files, by tifffile: series, stacks, palettes, alpha, what is cut off or a bomb."""
+
+import logging
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+import zarr
+from numpy.typing import NDArray
+
+from selfadapt._errors import ImageError
+from selfadapt._lazy import LARGE, LazyImage, array_axes, fail, list_axes, unreadable
+from selfadapt._normalize import Image
+from selfadapt._pictures import palette_of
+
+logger = logging.getLogger(__name__)
+
+SMALL_COPIES = {"thumbnail", "label", "macro", "overview", "preview"}
+"""Words in the names of series that slide scanners store beside the image."""
+ASSOCIATED_OR_NOT = (1, 2)
+"""What TIFF calls samples that are alpha."""
+MOST_BYTES, MOST_PACKED = 2**26, 3000
+"""A TIFF that declares more than both that many bytes and MOST_PACKED times its own is refused:
+deflate packs to 1 : 1032 at best, LZW to 1 : 2730, and reading it would fill the memory."""
+
+
+@dataclass(frozen=True)
+class _Tiff:
+    """A series of a TIFF file, opened at each access; of a large one only a part is decoded.
+
+    Args:
+        path: the file.
+        series: which one.
+        shape: of what indexing gives: without alpha, and with the colours of a palette.
+        white: the value that stands for black, where a file counts from white to black.
+        palette: colours `[values, 3]` that the stored values stand for.
+        samples: axis of the samples, and those that are kept where alpha is not the last.
+    """
+
+    path: Path
+    series: int
+    shape: tuple[int, ...]
+    white: int | None = None
+    palette: NDArray[Any] | None = None
+    samples: tuple[int, tuple[int, ...]] | None = None
+
+    def __getitem__(self, index: Any) -> Image:
+        stored = index if self.palette is None else index[:-1]
+        if self.samples is not None:
+            axis, kept = self.samples
+            parts = [self._read((*index[:axis], sample, *index[axis + 1 :])) for sample in kept]
+            return np.stack(parts, axis=sum(isinstance(part, slice) for part in index[:axis]))
+        return self._read(stored)
+
+    def _read(self, stored: Any) -> Image:
+        try:
+            with _Told(), tifffile.TiffFile(self.path) as tiff:
+                series = tiff.series[self.series]
+                if math.prod(series.shape) <= LARGE**2 and _is_whole(stored):
+                    whole = series.asarray()
+                    if whole.shape != series.shape:
+                        raise ValueError(f"it holds {whole.size} values, not {series.shape}")
+                    pixels = np.asarray(whole[stored])
+                else:
+                    lazy: Any = zarr.open(series.aszarr(level=0), mode="r")
+                    pixels = np.asarray(lazy[stored])
+        except Exception as error:
+            raise unreadable(self.path.name, error) from None
+        if self.white is not None:
+            pixels = ~pixels if pixels.dtype == bool else pixels.dtype.type(self.white) - pixels
+        return pixels if self.palette is None else self.palette[pixels]
+
+
+def _is_whole(index: Sequence[Any]) -> bool:
+    """Whether all of a series is asked for: of a stack, other pages may be damaged."""
+    return all(isinstance(part, slice) for part in index)
+
+
+def list_tiff(path: Path, channel_axis: int | None, labels: bool) -> Iterator[LazyImage]:
+    """Every series is images. Small copies of another one are left out, with a word."""
+    try:
+        with _Told() as told, tifffile.TiffFile(path) as tiff:
+            len(tiff.pages)  # walks through the file
+            _refuse_cut_off(tiff, told, path)
+            if not tiff.series:
+                raise ImageError(f"{path.name} holds no image: it is damaged.")
+            kept = _full_series(tiff.series, path.name)
+            described = [
+                (*_describe_series(tiff, path, index, labels), _owners(tiff, tiff.series[index]))
+                for index in kept
+            ]
+    except ImageError:
+        raise
+    except Exception as error:  # every decoder raises its own kinds
+        raise unreadable(path.name, error) from None
+    for array, axes, owners in described:
+        if channel_axis is not None and len(array.shape) > 2 and not {"C", "S"} & set(axes):
+            axes = array_axes(len(array.shape), channel_axis)
+        part = f"series{array.series}" if len(described) > 1 else ""
+        for image, where in list_axes(array, axes, path.name, part):
+            holders = _of_image(owners, where)
+            held = [who for who in holders if who != MISSING]
+            if len(held) < len(holders):
+                lost = ImageError(f"{image} lies in several files, and one of them is missing.")
+                image = LazyImage(path.name, partial(fail, lost), image.part)
+            if not held or held[0] == OWN:  # of several files, that with its first plane lists it
+                yield image
+
+
+OWN, OTHER, MISSING = 1, 0, -1
+"""Who holds a plane: this file, another one of the same image (OME-TIFF, MMStack), or none."""
+
+
+def _owners(tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> NDArray[np.int8]:
+    """Of each plane of a series, by the axes before those of a page."""
+    pages = list(series.pages)
+    lead = series.shape[: len(series.shape) - len(series.keyframe.shape)]
+    if math.prod(lead) != len(pages):  # one page stands for all that lie behind it
+        return np.full(lead, OWN, np.int8)
+    who = [MISSING if p is None else OWN if p.parent is tiff else OTHER for p in pages]
+    return np.array(who, np.int8).reshape(lead)
+
+
+def _of_image(owners: NDArray[np.int8], where: Mapping[int, int]) -> list[int]:
+    index = tuple(where.get(axis, slice(None)) for axis in range(owners.ndim))
+    return [int(who) for who in np.ravel(owners[index])]
+
+
+def _full_series(series: Sequence[tifffile.TiffPageSeries], name: str) -> list[int]:
+    """Indices of those that are no small copy of another one."""
+    sizes = [_plane_size(each) for each in series]
+    kept = [
+        index
+        for index, each in enumerate(series)
+        if not (
+            _words(each.name) & SMALL_COPIES
+            or each.keyframe.is_reduced
+            or any(
+                _is_copy(sizes[index], size) and len(each) <= len(other)
+                for size, other in zip(sizes, series, strict=True)
+            )
+        )
+    ]
+    if kept and len(kept) < len(series):
+        logger.warning(
+            "%s: %d of %d series are left out as small copies (thumbnails) of the image.",
+            name,
+            len(series) - len(kept),
+            len(series),
+        )
+    return kept or list(range(len(series)))
+
+
+def _words(name: str) -> set[str]:
+    return set(re.findall("[a-z]+", name.lower()))
+
+
+def _plane_size(series: tifffile.TiffPageSeries) -> tuple[int, int]:
+    by_axis = dict(zip(series.axes, series.shape, strict=True))
+    return by_axis.get("Y", 1), by_axis.get("X", 1)
+
+
+def _is_copy(small: tuple[int, int], large: tuple[int, int]) -> bool:
+    """Whether one size is at most half of another, and of its shape, but for rounding."""
+    (height, width), (rows, columns) = small, large
+    same_shape = abs(height * columns - width * rows) <= max(rows, columns)
+    return 2 * height <= rows and 2 * width <= columns and same_shape
+
+
+def _describe_series(
+    tiff: tifffile.TiffFile, path: Path, index: int, labels: bool
+) -> tuple[_Tiff, str]:
+    series = tiff.series[index]
+    page, shape, axes = series.keyframe, list(series.shape), series.axes
+    _refuse_bomb(series.dtype.itemsize * math.prod(shape), path)
+    samples = None
+    if "S" in axes:
+        count = shape[axes.index("S")]
+        extra = [0] * (count - len(page.extrasamples)) + [int(kind) for kind in page.extrasamples]
+        samples = [k for k, kind in enumerate(extra) if kind not in ASSOCIATED_OR_NOT]
+        shape[axes.index("S")] = len(samples)
+        if samples == list(range(len(samples))):  # alpha is last, as nearly always
+            samples = None
+    white, palette = None, None
+    turned_over = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and not labels
+    if series.dtype.kind == "b" and page.software.startswith("tifffile"):
+        turned_over = False  # it says so of every bilevel image, whatever that means
+    if turned_over and series.dtype.kind in "bu":
+        white = 2**page.bitspersample - 1
+    if page.photometric == tifffile.PHOTOMETRIC.PALETTE and not labels:
+        palette = palette_of(page.colormap)
+    if palette is not None:
+        shape.append(3)
+        axes += "S"
+    place = None if samples is None else (axes.index("S"), tuple(samples))
+    return _Tiff(path, index, tuple(shape), white, palette, place), axes
+
+
+def _refuse_bomb(declared: int, path: Path) -> None:
+    size = path.stat().st_size
+    if declared > max(MOST_BYTES, MOST_PACKED * size):
+        raise ImageError(
+            f"{path.name} has {size:,} bytes and declares {declared:,}: it is damaged, or made to "
+            "fill the memory."
+        )
+
+
+class _Told(logging.Filter):
+    """Keeps what tifffile logs, which reads a file whose end is missing as one with fewer pages.
+
+    What matters of it becomes our errors; the rest is of no use to whoever only has the file.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self.messages.append(record.getMessage())
+        return False
+
+    def __enter__(self) -> "_Told":
+        tifffile.logger().addFilter(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        tifffile.logger().removeFilter(self)
+
+
+def _refuse_cut_off(tiff: tifffile.TiffFile, told: _Told, path: Path) -> None:
+    ends = [0]
+    for series in tiff.series:
+        page = series.keyframe
+        if series.dataoffset is not None:
+            ends.append(series.dataoffset + series.nbytes)
+        if page.dataoffsets:
+            ends.append(page.dataoffsets[-1] + page.databytecounts[-1])
+    if max(ends) > path.stat().st_size or "invalid page offset" in " ".join(told.messages):
+        raise ImageError(f"{path.name} is cut off: its end is missing. Copy it anew.")

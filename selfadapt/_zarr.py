@@ -1,0 +1,117 @@
+"""Images in zarr arrays and OME-Zarr images, plates and collections."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from selfadapt._errors import ImageError
+from selfadapt._lazy import LazyImage, array_axes, list_axes, unreadable
+from selfadapt._normalize import Image
+
+
+def is_zarr(folder: Path) -> bool:
+    return any((folder / marker).exists() for marker in ("zarr.json", ".zarray", ".zgroup"))
+
+
+def open_zarr(path: Path) -> "zarr.Array[Any] | zarr.Group":
+    try:
+        return zarr.open(path, mode="r")
+    except Exception as error:  # damaged metadata fail in many ways
+        raise unreadable(path.name, error) from None
+
+
+def list_zarr(
+    node: "zarr.Array[Any] | zarr.Group", name: str, channel_axis: int | None
+) -> Iterator[LazyImage]:
+    """Images of an array, of an OME-Zarr image, or of all those in a plate or a collection."""
+    try:
+        if isinstance(node, zarr.Array):
+            described = [("", node, _named_axes(node) or array_axes(node.ndim, channel_axis))]
+        else:
+            described = list(_multiscales(node, name, ""))
+        arrays = [(part, _Zarr(array, name), axes) for part, array, axes in described]
+    except ImageError:
+        raise
+    except Exception as error:
+        raise unreadable(name, error) from None
+    for part, array, axes in arrays:
+        yield from (image for image, _ in list_axes(array, axes, name, part))
+
+
+class _Zarr:
+    """An array whose errors name the file."""
+
+    def __init__(self, array: Any, name: str) -> None:
+        if not isinstance(array, zarr.Array):
+            raise ImageError(f"{name} names a data set that is no array: it is damaged.")
+        if array.dtype.kind not in "buif":
+            raise ImageError(f"{name} holds {array.dtype}, not numbers that a network can take.")
+        told: Any = array.metadata.to_dict()
+        codecs = [told.get(key) for key in ("codecs", "compressor", "filters")]
+        if "pickle" in json.dumps(codecs, default=str).lower():
+            raise ImageError(f"{name} is packed as Python objects, which could run code: refused.")
+        self._array, self._name = array, name
+        self.shape = array.shape
+
+    def __getitem__(self, index: Any) -> Image:
+        try:
+            return np.asarray(self._array[index])
+        except Exception as error:
+            raise unreadable(self._name, error) from None
+
+
+def _multiscales(group: zarr.Group, name: str, part: str) -> Iterator[tuple[str, Any, str]]:
+    """(part, array at full resolution, axes) of each image in a group of OME-Zarr."""
+    attributes: Any = group.attrs.asdict()
+    attributes = attributes.get("ome", attributes)
+    if scales := attributes.get("multiscales"):
+        axes = "".join(map(_letter, scales[0].get("axes", "tczyx")))
+        yield part, group[_inside(scales[0]["datasets"][0]["path"], name)], axes
+        return
+    if "plate" in attributes:
+        paths = [well["path"] for well in attributes["plate"]["wells"]]
+    elif "well" in attributes:
+        paths = [image["path"] for image in attributes["well"]["images"]]
+    elif "bioformats2raw.layout" in attributes:
+        paths = sorted((key for key in group.group_keys() if key.isdecimal()), key=int)
+    else:
+        raise ImageError(
+            f"{name} is a zarr group without OME-Zarr 'multiscales': give one of its arrays."
+        )
+    for path in paths:
+        child: Any = group[_inside(path, name)]
+        label = "-".join([part, *str(path).split("/")] if part else str(path).split("/"))
+        yield from _multiscales(child, name, label)
+
+
+TYPES = {"channel": "C", "time": "T"}
+"""What OME-Zarr calls axes whose names are free."""
+
+
+def _letter(axis: Any) -> str:
+    """Of an axis of OME-Zarr: its name where that is a letter, else its type; U where unknown."""
+    name = str(axis if isinstance(axis, str) else axis["name"]).lower()
+    if name in ("t", "c", "z", "y", "x"):
+        return name.upper()
+    kind = axis.get("type") if isinstance(axis, dict) else None
+    words = {"channel": "C", "channels": "C", "row": "Y", "column": "X", "col": "X"}
+    return TYPES.get(str(kind), words.get(name, "U"))
+
+
+def _named_axes(array: Any) -> str | None:
+    """Axes of a bare zarr array of version 3 that names them all."""
+    names = getattr(array.metadata, "dimension_names", None)
+    if not names or not all(isinstance(name, str) for name in names):
+        return None
+    axes = "".join(map(_letter, names))
+    return axes if {"Y", "X"} <= set(axes) else None
+
+
+def _inside(path: Any, name: str) -> str:
+    if not isinstance(path, str) or path.startswith("/") or ".." in path.split("/"):
+        raise ImageError(f"{name} names {path!r}, which is no path inside of it.")
+    return path
