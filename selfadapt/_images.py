@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from selfadapt._errors import ImageError
-from selfadapt._files import list_path, list_paths
+from selfadapt._files import list_guarded, list_path, refuse_missing
 from selfadapt._lazy import SUFFIXES, LazyImage, array_axes, list_axes, plane
 from selfadapt._normalize import Image, as_channels_first
 from selfadapt._zarr import list_zarr
@@ -80,13 +80,14 @@ def _list_images(images: Any, channel_axis: int | None, labels: bool) -> Iterato
         yield from _list_items(images, channel_axis)
     elif isinstance(images, np.ndarray | Tensor):
         axis = 0 if isinstance(images, Tensor) and images.ndim > 2 else channel_axis
-        yield from (one for one, _ in list_axes(images, array_axes(images.ndim, axis), "image"))
+        yield from list_axes(images, array_axes(images.ndim, axis), "image")
     elif isinstance(images, Iterable):
         for index, image in enumerate(images):
             if isinstance(image, LazyImage):
                 yield image
             elif isinstance(image, str | Path):
-                yield from list_paths([Path(image)], channel_axis, labels=labels)
+                refuse_missing(Path(image))
+                yield from list_guarded(Path(image), channel_axis, labels=labels)
             elif isinstance(image, zarr.Array | zarr.Group):
                 yield from list_zarr(image, f"image {index}", channel_axis)
             else:

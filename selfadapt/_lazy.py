@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
@@ -85,12 +86,24 @@ class LazyImage:
         ]
 
 
-def fail(error: ImageError) -> Image:
+def failing(name: str, error: ImageError, part: str = "") -> LazyImage:
+    """An image whose error comes when it is read, as the others must not suffer."""
+    return LazyImage(name, partial(_fail, error), part)
+
+
+def _fail(error: ImageError) -> Image:
     raise error
 
 
-def unreadable(name: str, error: Exception) -> ImageError:
-    return ImageError(f"{name} cannot be read as an image: {first_line(error)}")
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Whatever a decoder raises in here becomes an ImageError that names the file."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Exception as error:  # every decoder raises its own kinds
+        raise ImageError(f"{name} cannot be read as an image: {first_line(error)}") from None
 
 
 def _sampled(read: Callable[[slice, slice], Image], places: Sequence[tuple[slice, slice]]) -> Image:
@@ -127,13 +140,18 @@ def array_axes(ndim: int, channel_axis: int | None) -> str:
     return "Q" * (ndim - len(image)) + "".join(image)
 
 
-def list_axes(
-    array: Any, axes: str, name: str, part: str = ""
-) -> Iterator[tuple[LazyImage, Mapping[int, int]]]:
+def list_axes(array: Any, axes: str, name: str, part: str = "") -> Iterator[LazyImage]:
     """One image per index of all axes but rows Y, columns X, channels C and samples S.
 
-    With each comes its index by axis. `part` is what the array is of the file.
+    `part` is what the array is of the file.
     """
+    return (image for image, _ in list_indexed(array, axes, name, part))
+
+
+def list_indexed(
+    array: Any, axes: str, name: str, part: str = ""
+) -> Iterator[tuple[LazyImage, Mapping[int, int]]]:
+    """As `list_axes`; with each image comes its index by axis."""
     shape = tuple(array.shape)
     kept = sorted(letter for letter in axes if letter in "YXCS")
     known = kept in (["X", "Y"], ["C", "X", "Y"], ["S", "X", "Y"], ["C", "S", "X", "Y"])

@@ -1,15 +1,14 @@
 """Label images that were given where images were meant."""
 
 import re
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from selfadapt._errors import ImageError
-from selfadapt._lazy import LazyImage, fail
+from selfadapt._lazy import LazyImage, failing
 from selfadapt._normalize import Image, is_constant
 
 
@@ -48,13 +47,14 @@ LABELS = _listed(
 """Of these, what holds labels."""
 
 
-def is_made_of(name: str, others: Iterable[str]) -> bool:
-    """Whether a file is called as another one, and then as what is made of images.
+def made_of(names: Collection[str]) -> set[str]:
+    """Those that are called as another one of them, and then as what is made of images.
 
-    >>> is_made_of("cell_1_cp_masks.png", ["cell_1.tif", "cell_1_cp_masks.png"])
-    True
+    >>> made_of(["cell_1.tif", "cell_1_cp_masks.png"])
+    {'cell_1_cp_masks.png'}
     """
-    return not {_stem(other) for other in others}.isdisjoint(_bases(name, MADE))
+    stems = {_stem(name) for name in names}
+    return {name for name in names if not stems.isdisjoint(_bases(name, MADE))}
 
 
 def _bases(name: str, words: Container[str]) -> Iterator[str]:
@@ -115,7 +115,7 @@ def pair(
                 f"{name} holds {len(images)} image(s), and {mask} {len(found)} mask(s): they pair "
                 "by their place, so give as many."
             )
-            found = [LazyImage(name, partial(fail, error)) for _ in images]
+            found = [failing(name, error) for _ in images]
         paired += found
     return paired
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from selfadapt._errors import ImageError
-from selfadapt._lazy import MICROSCOPES, LazyImage, list_axes, unreadable
+from selfadapt._lazy import MICROSCOPES, LazyImage, list_axes, naming
 from selfadapt._normalize import Image
 
 
@@ -38,12 +38,10 @@ class _Scene:
     def __getitem__(self, index: Any) -> Image:
         from bioio import BioImage  # seconds, and only here
 
-        try:
+        with naming(self.path.name):
             image = BioImage(self.path)
             image.set_scene(self.scene)
             return np.asarray(image.dask_data[index].compute(scheduler="synchronous"))
-        except Exception as error:
-            raise unreadable(self.path.name, error) from None
 
 
 def list_scenes(path: Path) -> Iterator[LazyImage]:
@@ -51,14 +49,12 @@ def list_scenes(path: Path) -> Iterator[LazyImage]:
         raise ImageError(f"{path.name} cannot be read. {remedy(path.suffix.lower())}")
     from bioio import BioImage
 
-    try:
+    with naming(path.name):
         image = BioImage(path)
         scenes = []
         for index in range(len(image.scenes)):
             image.set_scene(index)
             scenes.append((_Scene(path, index, tuple(image.shape)), str(image.dims.order)))
-    except Exception as error:
-        raise unreadable(path.name, error) from None
     for scene, axes in scenes:
         part = f"series{scene.scene}" if len(scenes) > 1 else ""
-        yield from (image for image, _ in list_axes(scene, axes, path.name, part))
+        yield from list_axes(scene, axes, path.name, part)

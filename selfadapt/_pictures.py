@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from selfadapt._lazy import unreadable
+from selfadapt._lazy import naming
 from selfadapt._normalize import Image, as_channels_first
 
 _CONVERTED = {"CMYK", "YCbCr", "LAB", "HSV"}
@@ -25,7 +25,7 @@ def _colours_of(picture: Pillow.Image) -> NDArray[Any]:
 
 def read_picture(path: Path, labels: bool) -> Image:
     """Pixels at the depth they are stored in. An alpha channel is no measurement: left out."""
-    try:
+    with naming(path.name):
         packed = path.read_bytes()
         with Pillow.open(io.BytesIO(packed)) as picture:
             if picture.format == "PNG" and packed[24] == 16:
@@ -39,8 +39,6 @@ def read_picture(path: Path, labels: bool) -> Image:
                 pixels = np.asarray(picture.convert("RGB"))
             else:
                 pixels = np.asarray(picture)
-    except Exception as error:
-        raise unreadable(path.name, error) from None
     if pixels.ndim == 3 and pixels.shape[-1] in (2, 4):
         pixels = pixels[..., :-1]
     if pixels.ndim == 3 and pixels.shape[-1] == 1:

@@ -5,7 +5,6 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import zarr
 from numpy.typing import NDArray
 
 from selfadapt._errors import ImageError
-from selfadapt._lazy import LARGE, LazyImage, array_axes, fail, list_axes, unreadable
+from selfadapt._lazy import LARGE, LazyImage, array_axes, failing, list_indexed, naming
 from selfadapt._normalize import Image
 from selfadapt._pictures import palette_of
 
@@ -59,19 +58,16 @@ class _Tiff:
         return self._read(stored)
 
     def _read(self, stored: Any) -> Image:
-        try:
-            with _Told(), tifffile.TiffFile(self.path) as tiff:
-                series = tiff.series[self.series]
-                if math.prod(series.shape) <= LARGE**2 and _is_whole(stored):
-                    whole = series.asarray()
-                    if whole.shape != series.shape:
-                        raise ValueError(f"it holds {whole.size} values, not {series.shape}")
-                    pixels = np.asarray(whole[stored])
-                else:
-                    lazy: Any = zarr.open(series.aszarr(level=0), mode="r")
-                    pixels = np.asarray(lazy[stored])
-        except Exception as error:
-            raise unreadable(self.path.name, error) from None
+        with naming(self.path.name), _Told(), tifffile.TiffFile(self.path) as tiff:
+            series = tiff.series[self.series]
+            if math.prod(series.shape) <= LARGE**2 and _is_whole(stored):
+                whole = series.asarray()
+                if whole.shape != series.shape:
+                    raise ValueError(f"it holds {whole.size} values, not {series.shape}")
+                pixels = np.asarray(whole[stored])
+            else:
+                lazy: Any = zarr.open(series.aszarr(level=0), mode="r")
+                pixels = np.asarray(lazy[stored])
         if self.white is not None:
             pixels = ~pixels if pixels.dtype == bool else pixels.dtype.type(self.white) - pixels
         return pixels if self.palette is None else self.palette[pixels]
@@ -84,31 +80,26 @@ def _is_whole(index: Sequence[Any]) -> bool:
 
 def list_tiff(path: Path, channel_axis: int | None, labels: bool) -> Iterator[LazyImage]:
     """Every series is images. Small copies of another one are left out, with a word."""
-    try:
-        with _Told() as told, tifffile.TiffFile(path) as tiff:
-            len(tiff.pages)  # walks through the file
-            _refuse_cut_off(tiff, told, path)
-            if not tiff.series:
-                raise ImageError(f"{path.name} holds no image: it is damaged.")
-            kept = _full_series(tiff.series, path.name)
-            described = [
-                (*_describe_series(tiff, path, index, labels), _owners(tiff, tiff.series[index]))
-                for index in kept
-            ]
-    except ImageError:
-        raise
-    except Exception as error:  # every decoder raises its own kinds
-        raise unreadable(path.name, error) from None
+    with naming(path.name), _Told() as told, tifffile.TiffFile(path) as tiff:
+        len(tiff.pages)  # walks through the file
+        _refuse_cut_off(tiff, told, path)
+        if not tiff.series:
+            raise ImageError(f"{path.name} holds no image: it is damaged.")
+        kept = _full_series(tiff.series, path.name)
+        described = [
+            (*_describe_series(tiff, path, index, labels), _owners(tiff, tiff.series[index]))
+            for index in kept
+        ]
     for array, axes, owners in described:
         if channel_axis is not None and len(array.shape) > 2 and not {"C", "S"} & set(axes):
             axes = array_axes(len(array.shape), channel_axis)
         part = f"series{array.series}" if len(described) > 1 else ""
-        for image, where in list_axes(array, axes, path.name, part):
+        for image, where in list_indexed(array, axes, path.name, part):
             holders = _of_image(owners, where)
             held = [who for who in holders if who != MISSING]
             if len(held) < len(holders):
                 lost = ImageError(f"{image} lies in several files, and one of them is missing.")
-                image = LazyImage(path.name, partial(fail, lost), image.part)
+                image = failing(path.name, lost, image.part)
             if not held or held[0] == OWN:  # of several files, that with its first plane lists it
                 yield image
 

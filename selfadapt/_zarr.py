@@ -9,7 +9,7 @@ import numpy as np
 import zarr
 
 from selfadapt._errors import ImageError
-from selfadapt._lazy import LazyImage, array_axes, list_axes, unreadable
+from selfadapt._lazy import LazyImage, array_axes, list_axes, naming
 from selfadapt._normalize import Image
 
 
@@ -18,28 +18,22 @@ def is_zarr(folder: Path) -> bool:
 
 
 def open_zarr(path: Path) -> "zarr.Array[Any] | zarr.Group":
-    try:
+    with naming(path.name):
         return zarr.open(path, mode="r")
-    except Exception as error:  # damaged metadata fail in many ways
-        raise unreadable(path.name, error) from None
 
 
 def list_zarr(
     node: "zarr.Array[Any] | zarr.Group", name: str, channel_axis: int | None
 ) -> Iterator[LazyImage]:
     """Images of an array, of an OME-Zarr image, or of all those in a plate or a collection."""
-    try:
+    with naming(name):
         if isinstance(node, zarr.Array):
             described = [("", node, _named_axes(node) or array_axes(node.ndim, channel_axis))]
         else:
             described = list(_multiscales(node, name, ""))
         arrays = [(part, _Zarr(array, name), axes) for part, array, axes in described]
-    except ImageError:
-        raise
-    except Exception as error:
-        raise unreadable(name, error) from None
     for part, array, axes in arrays:
-        yield from (image for image, _ in list_axes(array, axes, name, part))
+        yield from list_axes(array, axes, name, part)
 
 
 class _Zarr:
@@ -58,10 +52,8 @@ class _Zarr:
         self.shape = array.shape
 
     def __getitem__(self, index: Any) -> Image:
-        try:
+        with naming(self._name):
             return np.asarray(self._array[index])
-        except Exception as error:
-            raise unreadable(self._name, error) from None
 
 
 def _multiscales(group: zarr.Group, name: str, part: str) -> Iterator[tuple[str, Any, str]]:

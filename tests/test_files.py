@@ -17,7 +17,7 @@ import zarr
 from PIL import Image
 
 from selfadapt import ImageError, open_images
-from selfadapt._masks import is_made_of, pair
+from selfadapt._masks import made_of, pair
 
 RNG = np.random.default_rng(0)
 FIVE = RNG.integers(0, 4000, (5, 64, 48)).astype(np.uint16)
@@ -379,7 +379,7 @@ def test_what_lies_beside_images_is_left_out(tmp_path, caplog):
     ],
 )  # fmt: skip
 def test_names_of_what_is_made_of_images(name, made):
-    assert is_made_of(name, ["cell.png", "cell1.tif", name]) == made
+    assert (name in made_of(["cell.png", "cell1.tif", name])) == made
 
 
 # --- bad files among good ones -------------------------------------------------------------------
