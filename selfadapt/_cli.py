@@ -23,6 +23,7 @@ from selfadapt._calibrate import search
 from selfadapt._check import estimate_quality
 from selfadapt._config import Config
 from selfadapt._demo import run_demo
+from selfadapt._disk import write_file
 from selfadapt._errors import ConfigError, ImageError, OutputError, SelfAdaptError
 from selfadapt._images import open_images
 from selfadapt._lazy import LazyImage
@@ -33,7 +34,7 @@ from selfadapt._network import checksum_of
 from selfadapt._options import ORIGIN, make_parser, model_parser, open_model, option_names
 from selfadapt._registry import adapters
 from selfadapt._report import write_report
-from selfadapt._rundir import RunDirectory, write_file
+from selfadapt._rundir import RunDirectory
 
 NOT_TRUSTED = 3
 """Exit code where the verdict is that a network is not to be trusted."""

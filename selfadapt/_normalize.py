@@ -46,7 +46,10 @@ def in_single(image: Image, whole: Image) -> tuple[Image, Image]:
     offset, unit = np.where(lost, low, 0), np.where(lost, span, 1)
 
     def held(each: Image) -> Image:
-        return _single((each.astype(wide) - offset) / unit if lost.any() else each)
+        if not lost.any():
+            return _single(each)
+        # a few outliers may lie beyond what the others are brought to
+        return _single(np.clip((each.astype(wide) - offset) / unit, -VAST, VAST))
 
     part = held(image)
     return part, part if whole is image else held(whole)

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from skimage.segmentation import find_boundaries
 
 from selfadapt._config import LOOPS
+from selfadapt._disk import write_file
 from selfadapt._errors import CheckpointError, ModelError, refuse_damage
-from selfadapt._rundir import CALIBRATION, Row, RunDirectory, write_file
+from selfadapt._rundir import CALIBRATION, Row, RunDirectory
 from selfadapt._tiles import resize_labels
 
 _CURVES = (

@@ -9,9 +9,7 @@ import csv
 import io
 import json
 import logging
-import os
 import platform
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -20,12 +18,13 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from selfadapt._config import Config
+from selfadapt._disk import appearing, write_file
 from selfadapt._errors import CheckpointError, first_line
+from selfadapt._state import first_difference
 
 logger = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -155,7 +154,7 @@ class RunDirectory:
                     "start in a new folder."
                 )
             if theirs[key] != value:
-                what, was, now = _first_difference(key, theirs[key], value)
+                what, was, now = first_difference(key, theirs[key], value)
                 raise CheckpointError(
                     f"{str(self.path)!r} holds a run with {what} = {was}, not {now}. {remedy} to "
                     "resume it, or a new folder."
@@ -165,7 +164,7 @@ class RunDirectory:
     def replacing(self, name: str) -> Iterator[Path]:
         """A path to write a file or folder to, which then takes the place of `name`."""
         target = self.path / name
-        with _new(target) as partial:
+        with appearing(target) as partial:
             yield partial
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -228,7 +227,7 @@ class RunDirectory:
 
     def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint of a loop."""
-        with _new(self.path / CHECKPOINTS / f"{name}.pt") as partial:
+        with appearing(self.path / CHECKPOINTS / f"{name}.pt") as partial:
             torch.save(dict(state), partial)
 
     def load_checkpoint(self, name: str) -> dict[str, Any] | None:
@@ -251,7 +250,7 @@ class RunDirectory:
         """Keep the weights of a validation point."""
         # clones, since safetensors refuses tensors that share memory
         tensors = {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}
-        with _new(self._snapshot(name)) as partial:
+        with appearing(self._snapshot(name)) as partial:
             save_file({name: t.contiguous() for name, t in tensors.items()}, partial)
 
     def load_snapshot(self, name: int | str) -> dict[str, Tensor]:
@@ -288,92 +287,6 @@ class RunDirectory:
         write_file(self.path / name, data)
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file that appears complete or not at all."""
-    with _new(path) as partial:
-        partial.write_bytes(data)
-
-
-@contextmanager
-def _new(target: Path) -> Iterator[Path]:
-    """A path to write a file or folder to, which then takes the place of `target`.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
-    partial, old = (target.with_name(f"{target.name}.{end}") for end in ("partial", "old"))
-    try:
-        _remove(partial)  # were it a link, writing would follow it
-        _remove(old)
-        yield partial
-        _flush(partial)
-        if target.is_dir() and not target.is_symlink():
-            os.replace(target, old)
-        os.replace(partial, target)
-        _remove(old)
-        _flush_one(target.parent)
-    except (OSError, SafetensorError) as error:
-        raise _not_written(target, error) from None
-    except RuntimeError as error:  # torch's for a full disk, among others
-        if not any(word in str(error) for word in _TORCH_WRITES):
-            raise
-        raise _not_written(target, error) from None
-
-
-_TORCH_WRITES = ("PytorchStreamWriter", "inline_container", "open file")
-"""What is in such an error."""
-
-
-def _not_written(target: Path, error: Exception) -> CheckpointError:
-    reason = getattr(error, "strerror", None) or first_line(error)
-    return CheckpointError(
-        f"{str(target)!r} cannot be written ({reason}): mend that and go on with it (resume); "
-        "what was written before is whole."
-    )
-
-
-def _flush(path: Path) -> None:
-    """Bring a file or all of a folder to the disk."""
-    for entry in path.rglob("*") if path.is_dir() else ():
-        _flush_one(entry)
-    _flush_one(path)
-
-
-def _flush_one(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":  # Windows opens no folders
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _versions() -> dict[str, str]:
     names = ("selfadapt", "torch", "numpy")
     return {"python": platform.python_version()} | {name: version(name) for name in names}
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _first_difference(name: str, was: Any, now: Any) -> tuple[str, str, str]:
-    """Name of the first value that differs, and how it is written on both sides."""
-    if isinstance(was, dict) and isinstance(now, dict):
-        for key in {**was, **now}:
-            if was.get(key) != now.get(key):
-                return _first_difference(f"{name}: {key}", was.get(key), now.get(key))
-    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
-        for old, new in zip(was, now, strict=True):
-            if old != new:
-                return _first_difference(name, old, new)
-    return name, _shortened(was), _shortened(now)
-
-
-def _shortened(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

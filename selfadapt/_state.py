@@ -1,5 +1,6 @@
 """What a saved run must share with the one that goes on from it."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,3 +27,21 @@ def refuse_other_tensors(name: str, theirs: Any, ours: Mapping[str, Tensor]) -> 
         not isinstance(theirs[key], Tensor) or theirs[key].shape != ours[key].shape for key in ours
     ):
         raise CheckpointError(f"the saved {name} has other tensors than this network.")
+
+
+def first_difference(name: str, was: Any, now: Any) -> tuple[str, str, str]:
+    """Name of the first value that differs, and how it is written on both sides."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        for key in {**was, **now}:
+            if was.get(key) != now.get(key):
+                return first_difference(f"{name}: {key}", was.get(key), now.get(key))
+    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        for old, new in zip(was, now, strict=True):
+            if old != new:
+                return first_difference(name, old, new)
+    return name, _shortened(was), _shortened(now)
+
+
+def _shortened(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -35,7 +35,8 @@ from selfadapt import (
     prepare,
     write_report,
 )
-from selfadapt._rundir import RunDirectory, write_file
+from selfadapt._disk import write_file
+from selfadapt._rundir import RunDirectory
 
 
 def batches(count):
