@@ -22,13 +22,12 @@ from selfadapt._judge import Judge
 from selfadapt._lazy import LazyImage
 from selfadapt._masks import refuse_masks
 from selfadapt._monitors import EmbeddingDrift, Monitor
-from selfadapt._network import check_network, checksum_of, copy_network
+from selfadapt._network import check_network, checksum_of
 from selfadapt._portfolio import TTA, Portfolio
 from selfadapt._predict import predict
 from selfadapt._quality import Quality
 from selfadapt._run import SelfAdaptation, Stop
 from selfadapt._rundir import CALIBRATION, INPUT, Row, RunDirectory
-from selfadapt._state import refuse_other_tensors
 from selfadapt._verdict import Outcome
 
 EXAMPLES = 4
@@ -253,11 +252,7 @@ def _open_directory(output_dir: str | Path | RunDirectory | None) -> RunDirector
 def _with_snapshot(
     adapter: Adapter, directory: RunDirectory, name: int | str, device: torch.device
 ) -> Adapter:
-    model = copy_network(adapter.model, device).eval()
-    tensors = directory.load_snapshot(name)
-    refuse_other_tensors(f"snapshot {name}", tensors, model.state_dict())
-    model.load_state_dict(tensors)
-    return adapter.with_model(model)
+    return adapter.with_model(directory.load_network(name, adapter.model, device).eval())
 
 
 def _export(before: Adapter, after: Adapter, judge: Judge, directory: RunDirectory) -> list[str]:

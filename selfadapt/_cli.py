@@ -158,16 +158,16 @@ def _segment(words: Sequence[str]) -> None:
     sources = open_images(options.images, channel_axis=options.channel_axis)
     refuse_masks(sources)
     files = [out / f"{stem}.tif" for stem in _by_stem(sources)]
-    taken = next((file for file in files if file.exists()), None)
-    if taken is not None and not options.resume:
-        raise ImageError(f"{str(taken)!r} exists already: give a new folder, or --resume.")
+    there = {file for file in files if file.exists()}
+    if there and not options.resume:
+        raise ImageError(f"{str(min(there))!r} exists already: give a new folder, or --resume.")
     adapter, told = _ready(kind, options, sources)
     provenance = json.dumps(told)
-    for file in files:
+    for file in sorted(there):
         _refuse_other(file, provenance)
     out.mkdir(parents=True, exist_ok=True)
     bad: dict[str, SelfAdaptError] = {}
-    both = [pair for pair in zip(sources, files, strict=True) if not pair[1].exists()]
+    both = [pair for pair in zip(sources, files, strict=True) if pair[1] not in there]
     for source, file in tqdm(both, unit="image", leave=False):
         try:
             labels = _segment_source(adapter, source)
@@ -183,15 +183,14 @@ def _segment(words: Sequence[str]) -> None:
 
 
 def _refuse_other(file: Path, provenance: str) -> None:
-    """Raise unless a label image that is there is of the same model and options."""
-    if file.exists():
-        with suppress(Exception), tifffile.TiffFile(file) as tiff:
-            if tiff.pages.first.description == provenance:
-                return
-        raise ImageError(
-            f"{str(file)!r} was made by another model or with other options: give the same to go "
-            "on (--resume), or a new folder."
-        )
+    """Raise unless a label image is of the same model and options."""
+    with suppress(Exception), tifffile.TiffFile(file) as tiff:
+        if tiff.pages.first.description == provenance:
+            return
+    raise ImageError(
+        f"{str(file)!r} was made by another model or with other options: give the same to go on "
+        "(--resume), or a new folder."
+    )
 
 
 def _refuse_empty(out: str) -> None:
@@ -254,10 +253,8 @@ def _evaluate(words: Sequence[str]) -> None:
     where, theirs = (Path(path).resolve() for path in (options.images, options.masks))
     if where == theirs and len({source.name for source in sources}) == 1:
         raise ImageError(f"{options.masks!r} is the image itself: give its masks.")
-    one_folder = where == theirs or (where if where.is_dir() else where.parent) == (
-        theirs if theirs.is_dir() else theirs.parent
-    )
-    masks = pair(sources, open_images(options.masks, labels=True), one_folder=one_folder)
+    ours, others = (path if path.is_dir() else path.parent for path in (where, theirs))
+    masks = pair(sources, open_images(options.masks, labels=True), one_folder=ours == others)
     _check_json(options.json)
     adapter, _ = _ready(kind, options, sources)
     per_image = []

@@ -16,12 +16,10 @@ from selfadapt._errors import CheckpointError, OutputError, refuse_damage
 from selfadapt._judge import Judge
 from selfadapt._look import Look
 from selfadapt._monitors import Monitor
-from selfadapt._network import copy_network
 from selfadapt._quality import Quality, estimate
 from selfadapt._run import SelfAdaptation, Stop
 from selfadapt._rundir import Row, RunDirectory
 from selfadapt._schedule import halved, rungs, spare
-from selfadapt._state import refuse_other_tensors
 from selfadapt._verdict import Outcome, Verdict
 
 LOG_EVERY = 10
@@ -174,11 +172,7 @@ class Portfolio:
 
     def _network(self, seen: Seen) -> nn.Module:
         """What was looked at."""
-        model = copy_network(self.run.initial, self.run.device)
-        tensors = self.directory.load_snapshot(seen.snapshot)
-        refuse_other_tensors(f"snapshot {seen.snapshot}", tensors, model.state_dict())
-        model.load_state_dict(tensors)
-        return model
+        return self.directory.load_network(seen.snapshot, self.run.initial, self.run.device)
 
     def _advance(self, name: str, before: int, end: int, bar: Any) -> Ending | None:
         """Train in one way up to an iteration; an ending if a criterion stops it."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from selfadapt._errors import OutputError
 from selfadapt._input import Input
+from selfadapt._network import seeded
 from selfadapt._spec import OutputSpec
 from selfadapt._tiles import resize_labels
 from selfadapt._views import mean_outputs
@@ -94,13 +95,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    device = next(model.parameters()).device
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.default_generator.manual_seed(0)
-            if device.type == "cuda":
-                with torch.cuda.device(device):
-                    torch.cuda.manual_seed(0)
+        with seeded(0, next(model.parameters()).device):
             yield
     finally:
         for module, mode in modes.items():

@@ -3,7 +3,6 @@
 import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from selfadapt._network import (
     copy_network,
     fingerprint,
     pick_device,
+    seeded,
     select_parameters,
 )
 from selfadapt._reliability import RunningThreshold
@@ -136,7 +136,8 @@ class SelfAdaptation:
         labels, masks = self._pseudo_labels(images)
         # dropout and the like draw from a stream of their own: a resumed run repeats it, and the
         # caller's random state is untouched
-        with self._own_random_state():
+        seed = int(torch.randint(2**31, (), generator=self._view_generator))
+        with seeded(seed, self.device):
             self._set_training()
             with single_values_frozen(self.student):
                 raw = self._forward(self.student, augment(images, self.config, self._generator))
@@ -346,18 +347,6 @@ class SelfAdaptation:
             reliable = self.thresholds[name].update(doubt, group)
             masks[name] = reliable if config.mask else torch.ones_like(reliable)
         return labels, masks
-
-    @contextmanager
-    def _own_random_state(self) -> Iterator[None]:
-        """Random numbers of layers from a seed of this step, on the CPU and the run's device."""
-        seed = int(torch.randint(2**31, (), generator=self._view_generator))
-        on_cuda = self.device.type == "cuda"
-        with torch.random.fork_rng([self.device] if on_cuda else []):
-            torch.default_generator.manual_seed(seed)
-            if on_cuda:
-                with torch.cuda.device(self.device):
-                    torch.cuda.manual_seed(seed)
-            yield
 
     def _set_training(self) -> None:
         """Train mode, then the batch-norm policy (some models override `train`)."""

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from selfadapt._config import Config
 from selfadapt._disk import appearing, write_file
 from selfadapt._errors import CheckpointError, first_line
-from selfadapt._state import first_difference
+from selfadapt._network import Network, copy_network
+from selfadapt._state import first_difference, refuse_other_tensors
 
 logger = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -268,6 +269,14 @@ class RunDirectory:
         if any(bool(tensor.isnan().any()) for tensor in tensors.values()):
             raise CheckpointError(f"{path} is damaged: it holds NaN, which no run keeps.")
         return tensors
+
+    def load_network(self, name: int | str, like: Network, device: torch.device) -> Network:
+        """A copy of a network, with the weights of a candidate."""
+        network = copy_network(like, device)
+        tensors = self.load_snapshot(name)
+        refuse_other_tensors(f"snapshot {name}", tensors, network.state_dict())
+        network.load_state_dict(tensors)
+        return network
 
     def remove_snapshot(self, name: int | str) -> None:
         """Weights that are not needed any more."""

@@ -205,6 +205,21 @@ def edited(data, rng):
     return rng.choice(ODD)
 
 
+def spoil(folder, rng):
+    """Edit, damage or remove one file of a folder."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    victim = rng.choice(sorted(files))
+    how = rng.random()
+    if how < 0.04:
+        victim.unlink()
+        return
+    content = victim.read_bytes()
+    if (victim.suffix == ".json" or victim.name.startswith(".z")) and how < 0.8:
+        victim.write_text(json.dumps(edited(json.loads(content), rng)))
+    else:
+        victim.write_bytes(damaged(content, rng))
+
+
 def make_stores(root):
     group = zarr.open_group(root / "two.zarr", mode="w", zarr_format=2)
     for version, store in ((2, group), (3, zarr.open_group(root / "three.zarr", mode="w"))):
@@ -234,12 +249,7 @@ def test_a_damaged_zarr_store_is_read_or_named(stores, seed):
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "s"
         shutil.copytree(stores, copy)
-        victim = rng.choice(sorted(path for path in copy.rglob("*") if path.is_file()))
-        try:
-            told = json.loads(victim.read_text())
-            victim.write_text(json.dumps(edited(told, rng)))
-        except ValueError:  # a chunk
-            victim.write_bytes(damaged(victim.read_bytes(), rng))
+        spoil(copy, rng)
         try:
             for image in open_images(copy)[:8]:
                 assert image.read().ndim == 3
@@ -269,11 +279,7 @@ def test_a_damaged_model_folder_opens_or_is_named(models, seed):
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "model"
         shutil.copytree(models / kind, copy)
-        victim = rng.choice(sorted(path for path in copy.iterdir() if path.is_file()))
-        if victim.suffix == ".json" and rng.random() < 0.8:
-            victim.write_text(json.dumps(edited(json.loads(victim.read_text()), rng)))
-        else:
-            victim.write_bytes(damaged(victim.read_bytes(), rng))
+        spoil(copy, rng)
         try:
             adapter = opened(str(copy))
             adapter.segment(discs(0, (64, 64))[0])
@@ -321,14 +327,7 @@ def test_an_edited_run_folder_is_used_or_named(finished, seed):
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "run"
         shutil.copytree(finished / "run", copy)
-        files = [path for path in copy.rglob("*") if path.is_file() and path.name != ".lock"]
-        victim = rng.choice(sorted(files))
-        if victim.suffix == ".json" and rng.random() < 0.8:
-            victim.write_text(json.dumps(edited(json.loads(victim.read_text()), rng)))
-        elif rng.random() < 0.2:
-            victim.unlink()
-        else:
-            victim.write_bytes(damaged(victim.read_bytes(), rng))
+        spoil(copy, rng)
         images = finished / "images"
         command = rng.choice(["report", "segment", "adapt"])
         words = {
