@@ -99,10 +99,9 @@ def to_gray(image: Image) -> Image:
 
 def resize_image(image: Image, size: tuple[int, int]) -> Image:
     """`[C, H, W]` at another size, bilinear, low-passed first where it gets smaller; float32."""
-    smaller = size[0] < image.shape[1] or size[1] < image.shape[2]
     shape = (len(image), *size)
     return np.asarray(
-        resize(image, shape, order=1, anti_aliasing=smaller, preserve_range=True), np.float32
+        resize(image, shape, order=1, anti_aliasing=True, preserve_range=True), np.float32
     )
 
 

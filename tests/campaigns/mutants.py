@@ -32,8 +32,8 @@ CODE = ("selfadapt", "adapters/selfadapt_cellpose", "adapters/selfadapt_smp",
         "adapters/selfadapt_stardist")  # fmt: skip
 LEFT_OUT = ("_demo.py", "_report.py", "testing.py", "__init__.py")
 """What is looked at by eye, or is a test itself."""
-LIMIT = 300
-"""Seconds that the tests of one break may take; one that they do not end in is noticed."""
+PATIENCE = 3
+"""Tests that take so many times as long as without the break hang: that is noticed, too."""
 PRELOADED = (
     "torch", "torchvision", "segmentation_models_pytorch", "cellpose.models", "stardist.nms",
     "stardist.matching", "skimage.segmentation", "skimage.transform", "zarr", "tifffile",
@@ -208,7 +208,8 @@ def try_out(mutant: dict[str, Any]) -> dict[str, Any]:
         pid = os.fork()
         if not pid:
             _run_tests(Path(folder), names, log)
-        code = _wait(pid)
+        known = durations()
+        code = _wait(pid, 60 + PATIENCE * sum(known.get(name, 1.0) for name in names))
         told = log.read_text().splitlines() if log.exists() else []
     failed = next(
         (line.split(" - ")[0] for line in told if line.startswith(("FAILED", "ERROR"))), ""
@@ -241,9 +242,9 @@ def _run_tests(folder: Path, names: list[str], log: Path) -> None:
         os._exit(98)
 
 
-def _wait(pid: int) -> int:
-    """The exit code; 99 where it takes too long."""
-    until = time.time() + LIMIT
+def _wait(pid: int, seconds: float) -> int:
+    """The exit code; 99 where it takes longer."""
+    until = time.time() + seconds
     while time.time() < until:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
