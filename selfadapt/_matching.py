@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from selfadapt._errors import ImageError
 
@@ -135,16 +137,39 @@ class _Overlaps:
         """Rows and columns of the pairs that match, one to one."""
         near = self.iou >= threshold
         row, column, iou = self.row[near], self.column[near], self.iou[near]
-        rows, r = np.unique(row, return_inverse=True)
-        columns, c = np.unique(column, return_inverse=True)
-        if len(rows) == len(row) == len(columns):  # above an IoU of 0.5 it is never otherwise
-            return row, column
-        # a match outweighs any sum of IoUs, so the number of matches comes first
-        score = np.zeros((len(rows), len(columns)))
-        score[r, c] = 1 + iou / (2 * min(score.shape))
-        r, c = linear_sum_assignment(score, maximize=True)
-        paired = score[r, c] > 0
-        return rows[r[paired]], columns[c[paired]]
+        rivals = _rivals(row, column)
+        alone = np.bincount(rivals, minlength=1)[rivals] == 1
+        kept = [np.flatnonzero(alone)]  # all of them, above an IoU of 0.5
+        rest = np.flatnonzero(~alone)
+        rest = rest[np.argsort(rivals[rest], kind="stable")]
+        for group in np.split(rest, np.flatnonzero(np.diff(rivals[rest])) + 1):
+            kept.append(group[_best(row[group], column[group], iou[group])])
+        chosen = np.sort(np.concatenate(kept))
+        return row[chosen], column[chosen]
+
+
+def _rivals(row: NDArray[np.intp], column: NDArray[np.intp]) -> NDArray[np.intp]:
+    """To which group each pair belongs; pairs of two groups have no instance in common."""
+    first = row.max(initial=-1) + 1
+    size = first + column.max(initial=-1) + 1
+    graph = coo_array((np.ones(len(row), bool), (row, first + column)), shape=(size, size))
+    group: NDArray[np.intp] = connected_components(graph, directed=False)[1][row]
+    return group
+
+
+def _best(
+    row: NDArray[np.intp], column: NDArray[np.intp], iou: NDArray[np.float64]
+) -> NDArray[np.intp]:
+    """Which pairs to choose, one to one."""
+    rows, r = np.unique(row, return_inverse=True)
+    columns, c = np.unique(column, return_inverse=True)
+    score, which = np.zeros((2, len(rows), len(columns)))
+    # a match outweighs any sum of IoUs, so the number of matches comes first
+    score[r, c] = 1 + iou / (2 * min(score.shape, default=1))
+    which[r, c] = np.arange(len(row))
+    r, c = linear_sum_assignment(score, maximize=True)
+    chosen: NDArray[np.intp] = which[r, c][score[r, c] > 0].astype(np.intp)
+    return chosen
 
 
 def _overlaps(reference: ArrayLike, predicted: ArrayLike) -> _Overlaps:

@@ -1,5 +1,7 @@
 """The one matcher against StarDist's and Cellpose's."""
 
+import tracemalloc
+
 import cellpose.metrics
 import numpy as np
 import pytest
@@ -58,6 +60,21 @@ def test_labels_need_not_be_consecutive_and_counts_add_up():
     assert first == Matches(tp=1, fp=1, fn=1)
     assert (first + first).ap == first.ap == 1 / 3
     assert first.fn_rate == first.precision == first.recall == 0.5
+
+
+def test_thousands_of_instances_are_compared_in_little_memory():
+    """One pair of rivals among them: a table of all against all would take 512 MB."""
+    side = 90
+    labels = np.kron(np.arange(1, side**2 + 1).reshape(side, side), np.ones((4, 4), int))
+    other = labels.copy()
+    other[:2, :4], other[2:4, :4] = side**2 + 1, side**2 + 2  # both halves of the first one
+    tracemalloc.start()
+    counts = match(labels, other, np.arange(0.1, 1, 0.1))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert counts[0] == counts[4] == Matches(side**2, 1, 0)
+    assert counts[5] == Matches(side**2 - 1, 2, 1)
+    assert peak < 50e6
 
 
 def test_scores_of_nothing_are_nan():
