@@ -15,7 +15,7 @@ import torch
 from selfadapt._adapter import Adapter
 from selfadapt._calibrate import FOUND, go_on, search
 from selfadapt._config import Config
-from selfadapt._crops import Crops, evenly, hold_out
+from selfadapt._crops import Crops, evenly, exchange, hold_out
 from selfadapt._errors import ConfigError, refuse_damage
 from selfadapt._images import open_windows
 from selfadapt._judge import Judge
@@ -163,6 +163,8 @@ def adapt(
         with refuse_damage(directory.path / CALIBRATION):
             adapter = go_on(adapter, calibration["chosen"]["input"])
             words = str(calibration["words"])
+    if validation is None:
+        sources, held_out = exchange(adapter, sources, held_out)
     adapter.check(sources)
     crops = Crops(adapter, sources, config)
     crops.check()

@@ -220,6 +220,31 @@ def hold_out(
     return (rest if any(map(_is_useful, rest)) else chosen), chosen
 
 
+def exchange(
+    adapter: Adapter, sources: Sequence[LazyImage], held_out: Sequence[LazyImage]
+) -> tuple[Sequence[LazyImage], Sequence[LazyImage]]:
+    """As `hold_out` gave them, but for what the network cannot take, such as other channels.
+
+    That goes to the images to learn from, where `Crops` names it, and others take its place.
+    """
+    unfit = [source for source in held_out if not _is_fit(adapter, source)]
+    fit = (source for source in sources if _is_fit(adapter, source))
+    taken = list(islice(fit, len(unfit)))
+    if sources is held_out or not taken:
+        return sources, held_out
+    kept = [source for source in held_out if source not in unfit] + taken
+    rest = [source for source in sources if source not in taken]
+    return (rest if any(_is_fit(adapter, source) for source in rest) else kept) + unfit, kept
+
+
+def _is_fit(adapter: Adapter, source: LazyImage) -> bool:
+    try:
+        prepare(adapter, source.read(), str(source), source.whole())
+    except ImageError:
+        return False
+    return True
+
+
 def _is_useful(source: LazyImage) -> bool:
     try:
         return not is_blank(source)

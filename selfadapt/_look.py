@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from selfadapt._adapter import Adapter
 from selfadapt._errors import CheckpointError
-from selfadapt._predict import Labels, Prediction, evaluating, predict, raw_outputs
+from selfadapt._predict import Labels, Prediction, decoded, evaluating, predict, raw_outputs
 from selfadapt._signals import Counts, agreement, instances, pooled, sizes
 from selfadapt._symmetry import D4, Symmetry
 from selfadapt._tiles import resize_labels
@@ -77,7 +77,7 @@ def views(adapter: Adapter, model: nn.Module, image: Tensor, size: tuple[int, in
     def found(pixels: Tensor, scaled: Sequence[int]) -> Labels:
         outputs = raw_outputs(adapter, model, pixels.contiguous())
         height, width = scaled
-        return resize_labels(adapter.decode(outputs, (height, width)), (height, width))
+        return decoded(adapter, outputs, (height, width))
 
     turned, other = [], []
     with evaluating(model):

@@ -74,7 +74,14 @@ def predict(
     if not adapter.can_decode:
         return Prediction(outputs, embedding, None)
     size = size or (image.shape[1], image.shape[2])
-    return Prediction(outputs, embedding, resize_labels(adapter.decode(outputs, size), size))
+    return Prediction(outputs, embedding, decoded(adapter, outputs, size))
+
+
+def decoded(adapter: Predicting, outputs: Mapping[str, Tensor], size: tuple[int, int]) -> Labels:
+    """Instances `[H, W]`; none where an output is not finite, which no `decode` need expect."""
+    if not all(bool(output.isfinite().all()) for output in outputs.values()):
+        return np.zeros(size, np.int32)
+    return resize_labels(adapter.decode(outputs, size), size)
 
 
 def raw_outputs(adapter: Predicting, model: nn.Module, image: Tensor) -> dict[str, Tensor]:

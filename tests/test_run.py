@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 import torch
-from helpers import IMAGES, SmallAdapter, config, discs, equal_states, run_adapt
+from helpers import IMAGES, SmallAdapter, config, discs, equal_states, run_adapt, trained_adapter
 from safetensors.torch import load_file, save_file
 
 from selfadapt import (
@@ -36,6 +37,7 @@ from selfadapt import (
     write_report,
 )
 from selfadapt._disk import write_file
+from selfadapt._lazy import LazyImage
 from selfadapt._rundir import RunDirectory
 
 
@@ -681,3 +683,31 @@ def test_memory_is_flat_over_many_runs(adapter, tmp_path):
         adapt(adapter, IMAGES[:2], config=config(iterations=2), stop=None, progress=False)
         held.append(used())
     assert held[3] <= held[1]
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_an_image_of_other_channels_costs_no_other_wherever_it_lies(place, caplog):
+    images = IMAGES[:3]
+    images.insert(place, np.stack([IMAGES[3]] * 3))
+    sources = [LazyImage(f"{k}", partial(np.reshape, image, (-1, *image.shape[-2:])))
+               for k, image in enumerate(images)]  # fmt: skip
+    small = config(iterations=1, validate_every=1, validation_images=1)
+    result = adapt(trained_adapter(), sources, config=small, progress=False)
+    assert result.outcome
+    assert sum(f"{place} has 3 channel(s)" in text for text in caplog.messages) == 1
+
+
+def test_no_decode_meets_what_is_not_finite():
+    class Strict(SmallAdapter):
+        def decode(self, outputs, size):
+            assert all(output.isfinite().all() for output in outputs.values())
+            return super().decode(outputs, size)
+
+    adapter = Strict()
+    with torch.no_grad():
+        adapter.model.up[1].bias[2] = torch.nan
+    with pytest.raises(OutputError, match="NaN or infin"):
+        adapter.segment(IMAGES[0])
+    look = Judge(IMAGES[:1]).look(adapter, adapter.model)
+    assert not look.finite
+    assert look.count.sum() == 0

@@ -30,8 +30,9 @@ from selfadapt import (
 )
 from selfadapt._candidates import loops
 from selfadapt._cli import main
-from selfadapt._look import COPIES, views
+from selfadapt._look import copies, views
 from selfadapt._network import pick_device
+from selfadapt._normalize import resize_image
 from selfadapt._predict import predict
 from selfadapt._signals import instances
 from selfadapt._symmetry import D4
@@ -189,8 +190,8 @@ def test_settings_are_the_default_ones_unless_given():
 
 
 def test_each_copy_is_another_one():
-    assert set(COPIES) == set(D4[1:])
-    assert len(COPIES) == len(D4) - 1
+    assert len(set(copies(D4))) == len(copies(D4)) == 3
+    assert all(copies([D4[0], g]) == [g] for g in D4[1:])
 
 
 def test_quarters_are_of_one_size():
@@ -246,6 +247,12 @@ def test_an_object_in_the_last_row_is_found_where_padding_lies_behind_it():
         dist = torch.full((32, height, width), 6.0)
         labels = adapter.decode({"prob": prob, "dist": dist}, (height, width))
         assert labels.max() == found
+
+
+def test_images_are_smoothed_before_they_get_smaller():
+    noise = np.random.default_rng(0).normal(size=(1, 200, 200))
+    assert resize_image(noise, (50, 50)).std() < 0.3
+    assert resize_image(noise, (400, 400)).std() > 0.5
 
 
 class TestCellpose:

@@ -213,7 +213,7 @@ class CellposeAdapter(Adapter):
     def decode(self, outputs: Mapping[str, Tensor], size: tuple[int, int]) -> NDArray[np.int32]:
         """Instances at the scale of the image, as `CellposeModel.eval` finds them."""
         scale = self._scale
-        raw = torch.cat([outputs["flow"], outputs["cellprob"]]).nan_to_num()
+        raw = torch.cat([outputs["flow"], outputs["cellprob"]])
         fields = raw.permute(1, 2, 0).numpy()
         if self.resample and fields.shape[:2] != size:
             fields = transforms.resize_image(fields, *size)

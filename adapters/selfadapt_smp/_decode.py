@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.feature import peak_local_max
@@ -65,9 +64,7 @@ class Decode:
         self, outputs: Mapping[str, Tensor], heads: Mapping[str, Head]
     ) -> NDArray[np.int32]:
         """Instances `[H, W]` from the raw outputs `[channels, H, W]` of one image."""
-        maps = {
-            name: torch.nan_to_num(heads[name].values(raw)).numpy() for name, raw in outputs.items()
-        }
+        maps = {name: heads[name].values(raw).numpy() for name, raw in outputs.items()}
         if "classes" in maps:
             classes = maps.pop("classes")
             maps["foreground"] = classes[1:].sum(0, keepdims=True)

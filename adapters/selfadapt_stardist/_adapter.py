@@ -150,8 +150,8 @@ class StardistAdapter(Adapter):
     def decode(self, outputs: Mapping[str, Tensor], size: tuple[int, int]) -> NDArray[np.int32]:
         """Instances at the scale of the image, by StarDist's own suppression and polygons."""
         scale = self.input.scale
-        prob = self.outputs["prob"].values(outputs["prob"])[0].nan_to_num()
-        dist = outputs["dist"].nan_to_num().permute(1, 2, 0)
+        prob = self.outputs["prob"].values(outputs["prob"])[0]
+        dist = outputs["dist"].permute(1, 2, 0)
         grid, multiples = self.port.grid, self.multiples
         if self.port.row_first:  # these are StarDist's own rays in the transposed image
             prob, dist = prob.T, dist.transpose(0, 1)
