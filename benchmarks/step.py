@@ -1,6 +1,6 @@
 """Time and peak memory of one step as a ratio to what the models alone cost.
 
-    python benchmarks/step.py [--rounds 5] [--network cellpose|small]
+    python benchmarks/step.py [--rounds 5] [--network cellpose|small|stardist]
 
 The floor of a step: the teacher's forward on `views` x `batch` crops, the student's forward and
 backward, and AdamW. Both sides run in the same process, in turns, on the same crops. Peak memory
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from selfadapt import Adapter, Binary, Config, OutputSpec, SelfAdaptation, Vector
+from selfadapt_stardist import Architecture, StarDist2D, StardistAdapter
 
 
 class CellposeSized(Adapter):
@@ -62,11 +63,14 @@ def floor_step(run: SelfAdaptation, config: Config) -> Callable[[Tensor], None]:
 
 
 def make(args: argparse.Namespace) -> tuple[dict[str, Callable[[Tensor], object]], Tensor]:
-    widths = [2, 32, 64, 128, 256] if args.network == "cellpose" else [2, 12, 24, 48, 96]
+    adapter: Adapter = StardistAdapter(StarDist2D(Architecture(grid=(2, 2))))
+    if args.network != "stardist":
+        wide = args.network == "cellpose"
+        adapter = CellposeSized([2, 32, 64, 128, 256] if wide else [2, 12, 24, 48, 96])
     config = Config(batch_size=args.batch, crop=args.crop, views=args.views, iterations=10**6)
-    run = SelfAdaptation(CellposeSized(widths), config)
+    run = SelfAdaptation(adapter, config)
     run._set_training()
-    images = torch.randn(args.batch, 2, args.crop, args.crop, device=run.device)
+    images = torch.randn(args.batch, adapter.channels or 1, args.crop, args.crop, device=run.device)
     return {"floor": floor_step(run, config), "step": run.step}, images
 
 
@@ -95,7 +99,7 @@ def resident_mib(name: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--network", choices=("cellpose", "small"), default="small")
+    parser.add_argument("--network", choices=("cellpose", "small", "stardist"), default="small")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--crop", type=int, default=96)
     parser.add_argument("--views", type=int, default=8)

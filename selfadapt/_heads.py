@@ -240,7 +240,7 @@ class Regression(Head):
         return votes.mean(0)
 
     def doubt(self, votes: Tensor) -> tuple[Tensor, Tensor]:
-        variance = votes.var(0, correction=0)
+        variance = (votes - votes.mean(0)).square().mean(0)  # many times as fast as torch's var
         if self.joint:
             variance = variance.mean(1, keepdim=True).expand_as(variance)
         group = torch.arange(self.channels, device=votes.device).view(-1, 1, 1)
