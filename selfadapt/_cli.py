@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -51,7 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
         return 0 if words else 2
-    name, *rest = words
+    if words[0] == "--version":
+        print(f"selfadapt {version('selfadapt')}")
+        return 0
+    name, *rest = [_underscored(word) for word in words]
     if name not in COMMANDS:
         return _fail(f"there is no command {name!r}; there are {', '.join(COMMANDS)}.")
     with suppress(ValueError):  # not in the main thread
@@ -68,6 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted; `adapt` and `segment` go on with --resume.", 130)
     return NOT_TRUSTED if trusted is False else 0
+
+
+def _underscored(word: str) -> str:
+    """A flag by its name in Python: `--batch-size=8` is `--batch_size=8`."""
+    flag, equals, value = word.partition("=")
+    return f"--{flag[2:].replace('-', '_')}{equals}{value}" if flag[:2] == "--" else word
 
 
 def _fail(message: str, code: int = 2) -> int:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import imageio.v3 as iio
 import numpy as np
@@ -430,3 +431,15 @@ def test_a_run_that_is_asked_to_end_leaves_no_temporary_folder(tmp_path):
     assert "`segment` go on with --resume" in said
     assert not list((tmp_path / "tmp").iterdir())
     assert not list(run.rglob("*.partial"))
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"selfadapt {version('selfadapt')}\n"
+
+
+@pytest.mark.parametrize("flag", ["--channel-axis=9", "--channel_axis=9"])
+def test_flags_may_have_hyphens(flag, tmp_path, capsys):
+    words = ["--adapter", "smp", "--model", "demo", "--out", str(tmp_path / "a-b--c")]
+    assert main(["segment", *words, "--images", str(tmp_path), flag]) == 2
+    assert "channel_axis=9 is no axis" in capsys.readouterr().err
