@@ -265,6 +265,8 @@ def run(only: str | None, again: bool) -> None:
     if RESULTS.exists():
         done = {(r["file"], r["old"]): r for r in map(json.loads, RESULTS.read_text().splitlines())}
     for mutant in told:
+        if "equivalent" in mutant:
+            continue
         key = mutant["file"], mutant["old"]
         before = done.get(key)
         retried = again and before is not None and before["outcome"] != "noticed"
@@ -276,8 +278,11 @@ def run(only: str | None, again: bool) -> None:
         if done[key]["outcome"] != "noticed":
             print(f"{done[key]['outcome']}: {mutant['file']}\n  {mutant['old']}\n  {mutant['new']}",
                   flush=True)  # fmt: skip
-    counted = [done[m["file"], m["old"]]["outcome"] for m in told
-               if (m["file"], m["old"]) in done and "equivalent" not in m]  # fmt: skip
+    counted = [
+        done[m["file"], m["old"]]["outcome"]
+        for m in told
+        if (m["file"], m["old"]) in done and "equivalent" not in m
+    ]
     noticed = counted.count("noticed")
     print(f"{noticed} of {len(counted)} noticed; {counted.count('stale')} stale; "
           f"{sum('equivalent' in m for m in told)} equivalent")  # fmt: skip
