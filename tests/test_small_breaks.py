@@ -273,11 +273,11 @@ class TestCellpose:
         assert squared(least) is least
         assert min(squared(least[:, :15]).shape[1:]) >= 16
 
-    def test_pixels_around_0_keep_their_contrast(self):
+    def test_pixels_below_0_keep_their_contrast(self):
         transforms = pytest.importorskip("cellpose.transforms")
         from selfadapt_cellpose._normalize import normalize_part
 
-        image = np.random.default_rng(0).uniform(-5, 5, (60, 70, 1)).astype(np.float32)
+        image = np.random.default_rng(0).uniform(-6, 4, (60, 70, 1)).astype(np.float32)
         given = {"invert": False, "normalize": True}
         ours = normalize_part(image, image, given)
         np.testing.assert_allclose(ours, transforms.normalize_img(image, **given), atol=1e-5)
