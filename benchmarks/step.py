@@ -45,6 +45,9 @@ class CellposeSized(Adapter):
         return model.get_submodule("downsample.down.res_down_3")
 
 
+WIDTHS = {"small": [2, 12, 24, 48, 96], "cellpose": [2, 32, 64, 128, 256]}
+
+
 def floor_step(run: SelfAdaptation, config: Config) -> Callable[[Tensor], None]:
     """The models alone: no view is moved, no mask, no augmentation, no L2-SP, no EMA."""
     adapter, trained = run.adapter, run.parameters()
@@ -63,10 +66,11 @@ def floor_step(run: SelfAdaptation, config: Config) -> Callable[[Tensor], None]:
 
 
 def make(args: argparse.Namespace) -> tuple[dict[str, Callable[[Tensor], object]], Tensor]:
-    adapter: Adapter = StardistAdapter(StarDist2D(Architecture(grid=(2, 2))))
-    if args.network != "stardist":
-        wide = args.network == "cellpose"
-        adapter = CellposeSized([2, 32, 64, 128, 256] if wide else [2, 12, 24, 48, 96])
+    adapter: Adapter
+    if args.network == "stardist":
+        adapter = StardistAdapter(StarDist2D(Architecture(grid=(2, 2))))
+    else:
+        adapter = CellposeSized(WIDTHS[args.network])
     config = Config(batch_size=args.batch, crop=args.crop, views=args.views, iterations=10**6)
     run = SelfAdaptation(adapter, config)
     run._set_training()
@@ -99,7 +103,7 @@ def resident_mib(name: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--network", choices=("cellpose", "small", "stardist"), default="small")
+    parser.add_argument("--network", choices=(*WIDTHS, "stardist"), default="small")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--crop", type=int, default=96)
     parser.add_argument("--views", type=int, default=8)

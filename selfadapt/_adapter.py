@@ -118,9 +118,10 @@ class Adapter(ABC):
     def decode(self, outputs: Mapping[str, Tensor], size: tuple[int, int]) -> NDArray[np.int32]:
         """Instances `[H, W]` of one image from its raw outputs `[channels, H / grid, W / grid]`.
 
-        `size` is height and width of the image before it was prepared. Instances may have that
-        size or that of the outputs; the core brings them to `size`. Optional: without it only
-        criteria that need no instances can stop a run.
+        The outputs are finite: where they are not, the core finds nothing, without asking. `size`
+        is height and width of the image before it was prepared. Instances may have that size or
+        that of the outputs; the core brings them to `size`. Optional: without it only criteria
+        that need no instances can stop a run.
         """
         raise no_decode(self)
 

@@ -138,7 +138,7 @@ class _Overlaps:
         near = self.iou >= threshold
         row, column, iou = self.row[near], self.column[near], self.iou[near]
         rivals = _rivals(row, column)
-        alone = np.bincount(rivals, minlength=1)[rivals] == 1
+        alone = np.bincount(rivals)[rivals] == 1
         kept = [np.flatnonzero(alone)]  # all of them, above an IoU of 0.5
         rest = np.flatnonzero(~alone)
         rest = rest[np.argsort(rivals[rest], kind="stable")]
@@ -163,12 +163,13 @@ def _best(
     """Which pairs to choose, one to one."""
     rows, r = np.unique(row, return_inverse=True)
     columns, c = np.unique(column, return_inverse=True)
-    score, which = np.zeros((2, len(rows), len(columns)))
+    score = np.zeros((len(rows), len(columns)))
+    which = np.zeros(score.shape, np.intp)
     # a match outweighs any sum of IoUs, so the number of matches comes first
-    score[r, c] = 1 + iou / (2 * min(score.shape, default=1))
+    score[r, c] = 1 + iou / (2 * min(score.shape))
     which[r, c] = np.arange(len(row))
     r, c = linear_sum_assignment(score, maximize=True)
-    chosen: NDArray[np.intp] = which[r, c][score[r, c] > 0].astype(np.intp)
+    chosen: NDArray[np.intp] = which[r, c][score[r, c] > 0]
     return chosen
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 MAX_SAMPLE = 2**16
 """Percentiles are taken over at most about that many values, on a regular lattice of pixels."""
 WITHOUT_SIGN = 2**31 - 1
+"""Of the bits of a float32, all but the sign (NaN and 0 may have one)."""
 
 
 def group_quantiles(doubt: Tensor, group: Tensor, groups: int, shares: Tensor) -> Tensor:

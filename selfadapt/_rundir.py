@@ -1,6 +1,6 @@
-"""What a run leaves on disk. Files appear complete or not at all, also after a power cut.
+"""What a run leaves on disk. Files appear complete or not at all (`_disk`).
 
-Each is written under another name, flushed to the disk, and renamed. Folders (the model, the
+Folders (the model, the
 examples) are made again from the snapshots when a run is resumed: while one takes the place of
 another, both are there.
 """
@@ -10,8 +10,8 @@ import io
 import json
 import logging
 import platform
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -161,12 +161,9 @@ class RunDirectory:
                     "resume it, or a new folder."
                 )
 
-    @contextmanager
-    def replacing(self, name: str) -> Iterator[Path]:
+    def replacing(self, name: str) -> AbstractContextManager[Path]:
         """A path to write a file or folder to, which then takes the place of `name`."""
-        target = self.path / name
-        with appearing(target) as partial:
-            yield partial
+        return appearing(self.path / name)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON file of the run."""

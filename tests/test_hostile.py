@@ -209,15 +209,13 @@ def spoil(folder, rng):
     """Edit, damage or remove one file of a folder."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
     victim = rng.choice(sorted(files))
-    how = rng.random()
-    if how < 0.04:
+    holds_json = victim.suffix == ".json" or victim.name.startswith(".z")
+    if holds_json and rng.random() < 0.8:
+        victim.write_text(json.dumps(edited(json.loads(victim.read_text()), rng)))
+    elif rng.random() < 0.2:
         victim.unlink()
-        return
-    content = victim.read_bytes()
-    if (victim.suffix == ".json" or victim.name.startswith(".z")) and how < 0.8:
-        victim.write_text(json.dumps(edited(json.loads(content), rng)))
     else:
-        victim.write_bytes(damaged(content, rng))
+        victim.write_bytes(damaged(victim.read_bytes(), rng))
 
 
 def make_stores(root):

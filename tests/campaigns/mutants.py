@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,7 @@ def cover() -> None:
     print(done.stdout[-400:])
 
 
+@cache
 def durations() -> dict[str, float]:
     """Seconds of each test."""
     seconds: dict[str, float] = {}
@@ -157,6 +159,7 @@ def durations() -> dict[str, float]:
     return seconds
 
 
+@cache
 def failed_before() -> set[str]:
     """Tests that fail without a break: they notice nothing."""
     lines = DATA.with_suffix(".log").read_text().splitlines()
@@ -209,8 +212,8 @@ def try_out(mutant: dict[str, Any]) -> dict[str, Any]:
         pid = os.fork()
         if not pid:
             _run_tests(Path(folder), names, log)
-        known = durations()
-        code = _wait(pid, 60 + PATIENCE * sum(known.get(name, 0.0) for name in names))
+        expected = sum(durations().get(name, 0.0) for name in names)
+        code = _wait(pid, 60 + PATIENCE * expected)
         told = log.read_text().splitlines() if log.exists() else []
     failed = next(
         (line.split(" - ")[0] for line in told if line.startswith(("FAILED", "ERROR"))), ""
