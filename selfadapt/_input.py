@@ -1,6 +1,5 @@
 """How an image goes into a network: scale, polarity, channels, normalisation. And the way there."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Self
@@ -11,6 +10,9 @@ from torch import Tensor
 
 from selfadapt._errors import ConfigError, ImageError
 from selfadapt._normalize import Image, in_single, is_constant, to_gray
+
+LEAST_SCALE = 0.01
+"""Beyond it nothing is left of an image, or no memory holds it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +25,8 @@ class Input:
         invert: whether dark objects are made bright.
         low: percentile of a channel of the whole image that becomes 0.
         high: percentile of a channel of the whole image that becomes 1.
-        scale: pixels of the network per pixel of the image, above 0; 0.5 where objects are twice
-            as large as those that the network knows.
+        scale: pixels of the network per pixel of the image, from 0.01 to 100; 0.5 where objects
+            are twice as large as those that the network knows.
         tta: whether flipped and turned copies go in, too, and the mean of all is taken (test-time
             augmentation): up to eight times the work.
 
@@ -45,8 +47,11 @@ class Input:
 
     def __post_init__(self) -> None:
         number = isinstance(self.scale, int | float) and not isinstance(self.scale, bool)
-        if not (number and 0 < self.scale < math.inf):
-            raise ConfigError(f"scale={self.scale!r} is not allowed: it must be above 0.")
+        if not (number and LEAST_SCALE <= self.scale <= 1 / LEAST_SCALE):
+            raise ConfigError(
+                f"scale={self.scale!r} is not allowed: it must lie between {LEAST_SCALE} and "
+                f"{1 / LEAST_SCALE:.0f}."
+            )
         numbers = all(type(value) in (int, float) for value in (self.low, self.high))
         if not (numbers and 0 <= self.low < self.high <= 100):
             raise ConfigError(

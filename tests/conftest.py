@@ -5,9 +5,16 @@ import os
 import pytest
 import torch
 from helpers import trained_adapter
+from hypothesis import settings
 
 # scripts: one that needs TensorFlow, and those that take a night
 collect_ignore = ["stardist_references/make.py", "campaigns"]
+
+# The same examples at every run, so that what fails is what was changed. New ones are drawn at a
+# night's length (SELFADAPT_EXAMPLES, test_hostile.py).
+settings.register_profile("same", derandomize=True)
+if "SELFADAPT_EXAMPLES" not in os.environ:
+    settings.load_profile("same")
 
 
 def pytest_configure() -> None:

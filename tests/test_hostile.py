@@ -285,6 +285,22 @@ def test_a_damaged_model_folder_opens_or_is_named(models, seed):
             assert "\n" not in str(error)  # noqa: PT017
 
 
+def test_odd_values_in_a_models_sidecar_open_or_are_named(models, tmp_path):
+    folder = shutil.copytree(models / "smp", tmp_path / "model")
+    told = json.loads((folder / "selfadapt.json").read_text())
+    image = discs(0, (64, 64))[0]
+    spoiled = [told | {"heads": 0.5}, told | {"input": told["input"] | {"scale": 1e308}}]
+    for value in random.Random(0).sample(ODD, min(EXAMPLES // 8, len(ODD))):
+        spoiled += [told | {name: value} for name in told]
+        spoiled += [told | {"input": told["input"] | {name: value}} for name in told["input"]]
+    for options in spoiled:
+        (folder / "selfadapt.json").write_text(json.dumps(options))
+        try:
+            SmpAdapter.from_pretrained(str(folder)).segment(image)
+        except SelfAdaptError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+
+
 # --- the shell -----------------------------------------------------------------------------------
 
 

@@ -14,6 +14,8 @@ def parse_heads(names: str, *, activated: bool = False) -> OutputSpec:
     >>> list(parse_heads("foreground, distance"))
     ['foreground', 'distance']
     """
+    if not isinstance(names, str):  # a folder may say anything
+        raise OutputError(f"heads={names!r} is not allowed: give names, as 'foreground,distance'.")
     heads: dict[str, Head] = {}
     for name in names.split(","):
         kind, _, count = name.strip().partition(":")
