@@ -239,13 +239,15 @@ class Adapter(ABC):
 
         `adapt` and the shell call it once, before any work. Default: a warning where a head that
         is declared to give logits gives what looks like probabilities on a window of the first
-        image that can be used, or the reverse.
+        image that can be used and has something in it, or the reverse.
         """
         for image in images[:CHECKED]:
-            window = image.windows()[0]
+            windows = image.windows()
             try:
-                prepared = prepare(self, window.read(), str(image), window.whole())
-            except ImageError:  # named where it is used
+                read = ((window, window.read()) for window in windows[:CHECKED])
+                window, pixels = next((w, p) for w, p in read if not is_constant(p))
+                prepared = prepare(self, pixels, str(image), window.whole())
+            except (ImageError, StopIteration):  # named where it is used; nothing in it
                 continue
             side = self.fixed_size or self.tile
             outputs = predict(self, self.model, prepared[:, :side, :side]).outputs

@@ -6,8 +6,8 @@ import json
 import math
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -32,6 +32,7 @@ from selfadapt._masks import pair, refuse_masks
 from selfadapt._matching import Matches, match
 from selfadapt._monitors import EmbeddingDrift, FalseNegativeRate, Monitor
 from selfadapt._network import checksum_of
+from selfadapt._normalize import Image, checksum
 from selfadapt._options import ORIGIN, make_parser, model_parser, open_model, option_names
 from selfadapt._registry import adapters
 from selfadapt._report import write_report
@@ -58,11 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = [_underscored(word) for word in words]
     if name not in COMMANDS:
         return _fail(f"there is no command {name!r}; there are {', '.join(COMMANDS)}.")
-    with suppress(ValueError):  # not in the main thread
-        # so that what is begun is tidied up, temporary folders too
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        trusted = COMMANDS[name](rest)
+        with _sigterm_as_interrupt():
+            trusted = COMMANDS[name](rest)
     except SelfAdaptError as error:
         return _fail(str(error))
     except OSError as error:
@@ -72,6 +71,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted; `adapt` and `segment` go on with --resume.", 130)
     return NOT_TRUSTED if trusted is False else 0
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """So that what is begun is tidied up, temporary folders too."""
+    try:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _underscored(word: str) -> str:
@@ -172,35 +185,46 @@ def _segment(words: Sequence[str]) -> None:
     if there and not options.resume:
         raise ImageError(f"{str(min(there))!r} exists already: give a new folder, or --resume.")
     adapter, told = _ready(kind, options, sources)
-    provenance = json.dumps(told)
+    told = json.loads(json.dumps(told))  # tuples are lists in a file
     for file in sorted(there):
-        _refuse_other(file, provenance)
+        if not _provenance(file).items() >= told.items():
+            raise ImageError(
+                f"{str(file)!r} was made by another model or with other options: give the same to "
+                "go on (--resume), or a new folder."
+            )
     out.mkdir(parents=True, exist_ok=True)
     bad: dict[str, SelfAdaptError] = {}
-    both = [pair for pair in zip(sources, files, strict=True) if pair[1] not in there]
+    both = list(zip(sources, files, strict=True))
     for source, file in tqdm(both, unit="image", leave=False):
         try:
-            labels = _segment_source(adapter, source)
+            pixels = source.read()
+            image = {"image": checksum(pixels)}
+            if file in there:
+                if not _provenance(file).items() >= image.items():
+                    raise ImageError(
+                        f"{source} is not what {str(file)!r} was made of: remove that to have it "
+                        "made again."
+                    )
+                continue
+            labels = _segment_pixels(adapter, pixels, source)
         except (ImageError, OutputError) as error:
             bad[str(source)] = error
             continue
         kept = labels.astype(np.uint16) if labels.max(initial=0) < 2**16 else labels
         packed = io.BytesIO()
-        tifffile.imwrite(packed, kept, compression="zlib", description=provenance, metadata=None)
+        description = json.dumps(told | image)
+        tifffile.imwrite(packed, kept, compression="zlib", description=description, metadata=None)
         write_file(file, packed.getvalue())
     print(f"{len(files) - len(bad)} label image(s) in {out}")
     _refuse_bad(bad, len(sources))
 
 
-def _refuse_other(file: Path, provenance: str) -> None:
-    """Raise unless a label image is of the same model and options."""
+def _provenance(file: Path) -> dict[str, Any]:
+    """Of what a label image was made; nothing is known of other files."""
     with suppress(Exception), tifffile.TiffFile(file) as tiff:
-        if tiff.pages.first.description == provenance:
-            return
-    raise ImageError(
-        f"{str(file)!r} was made by another model or with other options: give the same to go on "
-        "(--resume), or a new folder."
-    )
+        told = json.loads(tiff.pages.first.description)
+        return told if isinstance(told, dict) else {}
+    return {}
 
 
 def _refuse_empty(out: str) -> None:
@@ -230,9 +254,9 @@ def _ready(
     return adapter, told | {"input": adapter.input.to_dict(), "model": checksum_of(adapter.model)}
 
 
-def _segment_source(adapter: Adapter, source: LazyImage) -> Any:
+def _segment_pixels(adapter: Adapter, pixels: Image, source: LazyImage) -> Any:
     try:
-        return adapter.segment(source.read(), channel_axis=0)
+        return adapter.segment(pixels, channel_axis=0)
     except (ImageError, OutputError) as error:
         if str(error).startswith(source.name):
             raise
@@ -271,7 +295,7 @@ def _evaluate(words: Sequence[str]) -> None:
     bad: dict[str, SelfAdaptError] = {}
     for source, mask in tqdm(list(zip(sources, masks, strict=True)), unit="image", leave=False):
         try:
-            found = _segment_source(adapter, source)
+            found = _segment_pixels(adapter, source.read(), source)
             per_image.append(_matches(mask, source, found))
         except (ImageError, OutputError) as error:
             bad[str(source)] = error

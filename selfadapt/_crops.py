@@ -42,12 +42,14 @@ class Crops:
         self._config = config
         self._cache: OrderedDict[int, Tensor] = OrderedDict()
         self._useless: set[int] = set()
-        self._used: set[int] = set()
         self._checked = False
         self._error: ImageError | None = None
         self._channels: int | None = None
         self.fingerprints = [str(image) for image in images]
         """Name of each image, in order; after `check` those that it has read have a checksum."""
+        self.used: dict[str, str] = {}
+        """Checksum of each image that could be used, by its number."""
+        self._before: dict[str, str] = {}
         self.side = crop_side(adapter, config)
 
     def check(self) -> None:
@@ -77,6 +79,11 @@ class Crops:
         self._channels = next(iter(channels), None)
         self._checked = True
 
+    def go_on(self, used: dict[str, str]) -> None:
+        """Take it that these images were `used` before, by another process."""
+        self._before = used
+        self.used = used | self.used
+
     def batch(self, k: int) -> Tensor:
         """Batch number k, float32 `[batch_size, C, side, side]`."""
         rng = np.random.default_rng((self._config.seed, k))
@@ -105,22 +112,25 @@ class Crops:
         """A prepared image, or None if there is nothing to see in it.
 
         An image that cannot be used is left out and named: a run of hours does not die of it. One
-        that could be used before has vanished or was changed: that ends the run, which can go on,
-        as it would have, once the image is back.
+        that was used before, and has vanished or was changed, ends the run, which can go on, as it
+        would have, once the image is back.
         """
         if index in self._useless:
             return None
         if index in self._cache:
             self._cache.move_to_end(index)
             return self._cache[index]
-        source = self._images[index]
+        source, key = self._images[index], str(index)
         try:
             pixels = source.read()
+            mark = checksum(pixels)
             if not self._checked:
-                self.fingerprints[index] += f" {checksum(pixels)}"
+                self.fingerprints[index] += f" {mark}"
+            if self._before.get(key, mark) != mark:
+                raise ImageError(f"{source} has other pixels than before.")
             image = self._prepared(source, pixels)
         except ImageError as error:
-            if index in self._used:
+            if key in self.used:
                 raise ImageError(
                     f"{error} It was used before: put it back, and go on with the run (resume)."
                 ) from None
@@ -130,7 +140,7 @@ class Crops:
         if image is None:
             self._useless.add(index)
             return None
-        self._used.add(index)
+        self.used[key] = mark
         self._cache[index] = image
         while len(self._cache) > 1 and sum(i.nbytes for i in self._cache.values()) > CACHE_BYTES:
             self._cache.popitem(last=False)

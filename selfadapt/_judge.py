@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from selfadapt._adapter import Adapter
-from selfadapt._errors import ConfigError
+from selfadapt._errors import ConfigError, OutputError
 from selfadapt._images import open_images
 from selfadapt._input import prepare
 from selfadapt._lazy import LazyImage
@@ -144,7 +144,10 @@ class Judge:
             prepared = prepare(adapter, image, str(source), source.whole())
             if choosing:
                 self.fingerprints.append(f"{source} {checksum(image)}")
-                found = predict(adapter, model, prepared, size).instances
+                try:
+                    found = predict(adapter, model, prepared, size).instances
+                except OutputError as error:
+                    raise OutputError(f"{source}: {error}") from error
                 side = self._side / adapter.input.scale
                 chosen = choose_windows(size, side, found, per_image)
                 self.windows += [Window(index, rows, columns) for rows, columns in chosen]

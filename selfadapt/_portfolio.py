@@ -24,7 +24,7 @@ from selfadapt._verdict import Outcome, Verdict
 
 LOG_EVERY = 10
 """Steps between two rows of the history, beside those of the validation points."""
-LOOKS = "looks.json"
+LOOKS, PIXELS = "looks.json", "pixels.json"
 TTA = "+tta"
 """Behind the name of a candidate whose predictions are means over flips and turns."""
 
@@ -255,12 +255,15 @@ class Portfolio:
     def _save(self) -> None:
         self.directory.write_history(self.history)
         self.directory.write_json(LOOKS, {"looks": [each.to_dict() for each in self.seen]})
+        self.directory.write_json(PIXELS, {"used": self.crops.used})
 
     def _go_on(self) -> None:
         with refuse_damage(self.directory.path / LOOKS):
             looks = [Seen.from_dict(each) for each in self.directory.read_json(LOOKS)["looks"]]
             if looks[0].candidate != "initial":
                 raise ValueError("the first look is not at the initial network")
+        with refuse_damage(self.directory.path / PIXELS):
+            self.crops.go_on(dict(self.directory.read_json(PIXELS)["used"]))
         known = {(each.name, each.iteration) for each in looks}
         self.seen = looks
         self.history = [  # rows of loops are what `_forget` goes by; others have been looked at

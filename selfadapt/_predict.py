@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from selfadapt._errors import OutputError
+from selfadapt._errors import OutputError, SelfAdaptError, first_line
 from selfadapt._input import Input
 from selfadapt._network import seeded
 from selfadapt._spec import OutputSpec
@@ -85,12 +85,25 @@ def decoded(adapter: Predicting, outputs: Mapping[str, Tensor], size: tuple[int,
 
 
 def raw_outputs(adapter: Predicting, model: nn.Module, image: Tensor) -> dict[str, Tensor]:
-    """Outputs of one prepared image in the network's own terms; as `Input.tta` says, their mean."""
-    if not adapter.input.tta:
-        return adapter.forward_tiled(model, image)
-    return mean_outputs(
-        lambda copy: adapter.forward_tiled(model, copy), image, adapter.outputs, adapter.padding
-    )
+    """Outputs of one prepared image in the network's own terms; as `Input.tta` says, their mean.
+
+    Raises:
+        OutputError: the network fails on it, or its outputs are not those of the heads.
+    """
+    try:
+        if not adapter.input.tta:
+            return adapter.forward_tiled(model, image)
+        return mean_outputs(
+            lambda copy: adapter.forward_tiled(model, copy), image, adapter.outputs, adapter.padding
+        )
+    except SelfAdaptError:
+        raise
+    except Exception as error:  # of the network's own code, or of torch within it
+        channels, height, width = image.shape
+        raise OutputError(
+            f"the network fails on an image of {channels} channel(s), {height} x {width}: "
+            f"{first_line(error)}"
+        ) from error
 
 
 @contextmanager

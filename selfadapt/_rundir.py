@@ -35,7 +35,7 @@ CHECKPOINTS = "checkpoints"
 INPUT = "input.json"
 LOCK = ".lock"
 """Held by the process that is at work; the system lets it go when that ends, however it ends."""
-FORMAT = 2
+FORMAT = 3
 """Of the folder; runs of another one are refused."""
 
 
@@ -51,6 +51,7 @@ class RunDirectory:
     data.json        format, versions; checksums of images and model; input, options, criterion
     history.csv      one row per iteration that was logged
     looks.json       what the judge has seen of each candidate
+    pixels.json      checksums of the images that were learnt from
     checkpoints/     everything to go on from the last validation point of each loop
     snapshots/       the exported network's weights at each validation point (safetensors)
     input.json       how images go into the result

@@ -298,7 +298,7 @@ def test_mistakes_of_the_other_commands(folder, tmp_path, capsys, words, message
 
 
 def test_the_installed_command_exits_with_2_and_without_a_traceback(tmp_path):
-    command = [sys.executable, "-c", "from selfadapt._cli import main; raise SystemExit(main())"]
+    command = [sys.executable, "-m", "selfadapt"]
     done = subprocess.run(
         [*command, "adapt", *DEMO, "--images", str(tmp_path), "--out", str(tmp_path / "o")],
         capture_output=True, text=True, env=os.environ, check=False,
@@ -398,6 +398,14 @@ def test_segment_goes_on_where_it_was_and_with_the_same_model_only(tmp_path, cap
     assert segment(tmp_path / "images", out, "--resume") == 0
     assert (out / "1.tif").exists()
     assert (out / "0.tif").stat().st_mtime_ns == before
+    tifffile.imwrite(tmp_path / "images" / "0.tif", discs(9, (64, 64))[0])
+    (out / "2.tif").unlink()
+    assert segment(tmp_path / "images", out, "--resume") == 2
+    captured = capsys.readouterr()
+    assert "0.tif is not what" in captured.err
+    assert "2 label image(s)" in captured.out
+    assert (out / "2.tif").exists()
+    assert (out / "0.tif").stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("command", ["segment", "adapt"])
@@ -415,7 +423,7 @@ def test_a_run_that_is_asked_to_end_leaves_no_temporary_folder(tmp_path):
     for k in range(3):
         tifffile.imwrite(tmp_path / "images" / f"{k}.tif", discs(k, (64, 64))[0])
     words = ["adapt", *DEMO, "--images", str(tmp_path / "images"), "--calibrate", "false"]
-    command = [sys.executable, "-c", "from selfadapt._cli import main; raise SystemExit(main())"]
+    command = [sys.executable, "-m", "selfadapt"]
     environment = os.environ | {"TMPDIR": str(tmp_path / "tmp"), "OMP_NUM_THREADS": "1"}
     run = tmp_path / "run"
     process = subprocess.Popen(
@@ -433,7 +441,11 @@ def test_a_run_that_is_asked_to_end_leaves_no_temporary_folder(tmp_path):
     assert not list(run.rglob("*.partial"))
 
 
-def test_the_version_is_that_of_the_package(capsys):
+def test_the_version_is_that_of_the_package_and_signals_are_as_before(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["adapters"]) == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+    capsys.readouterr()
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"selfadapt {version('selfadapt')}\n"
 

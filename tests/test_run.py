@@ -55,8 +55,8 @@ def test_adapt_changes_a_copy_and_fills_the_folder(adapter, tmp_path):
     assert result.snapshots == [0, 4, 8]
     names = {path.name for path in (tmp_path / "run").iterdir()} - {".lock"}
     assert names == {
-        "config.json", "data.json", "history.csv", "looks.json", "checkpoints", "snapshots",
-        "examples", "model", "result.json", "input.json",
+        "config.json", "data.json", "history.csv", "looks.json", "pixels.json", "checkpoints",
+        "snapshots", "examples", "model", "result.json", "input.json",
     }  # fmt: skip
     looked = [row for row in result.history if "d_emb" in row]
     assert [row["iteration"] for row in looked] == [0, 4, 8]
@@ -640,7 +640,7 @@ def test_what_a_run_began_with_is_recorded_and_asked_for_again(adapter, tmp_path
     with pytest.raises(CheckpointError, match=r'with options: threshold = "0.5", not "0.7"'):
         run_adapt(Other(adapter.model, threshold=0.7), tmp_path, resume=True)
     (tmp_path / "data.json").write_text(json.dumps(told | {"format": 1}))
-    with pytest.raises(CheckpointError, match="with format = 1, not 2"):
+    with pytest.raises(CheckpointError, match="with format = 1, not 3"):
         run_adapt(first, tmp_path, resume=True)
 
 
@@ -670,6 +670,52 @@ def test_an_image_that_vanishes_ends_the_run_which_can_go_on(adapter, tmp_path, 
         file.rename(file.with_suffix(".tif"))
     result = go(tmp_path / "b", nothing, resume=True)
     assert equal_states(expected.adapter.model.state_dict(), result.adapter.model.state_dict())
+
+
+def test_a_late_image_that_was_changed_meanwhile_ends_the_run(adapter, tmp_path, monkeypatch):
+    monkeypatch.setattr("selfadapt._crops.CHECKED", 1)  # the others are read when they are drawn
+    (tmp_path / "images").mkdir()
+    for k, image in enumerate(IMAGES):
+        tifffile.imwrite(tmp_path / "images" / f"{k}.tif", image)
+
+    kills = [4, 8]
+
+    def stop(run, info):
+        if kills[:1] == [run.iteration]:
+            kills.pop(0)
+            raise InterruptedError
+
+    go = partial(
+        adapt, adapter, tmp_path / "images", validation=IMAGES[0], config=config(),
+        output_dir=tmp_path / "run", stop=stop, progress=False,
+    )  # fmt: skip
+    with pytest.raises(InterruptedError):
+        go()
+    used = json.loads((tmp_path / "run" / "pixels.json").read_text())["used"]
+    assert len(used) > 1
+    for key in used.keys() - {"0"}:  # which the check of a resumed run sees
+        tifffile.imwrite(tmp_path / "images" / f"{key}.tif", IMAGES[int(key)] + 1)
+    with pytest.raises(ImageError, match=r"tif has other pixels than before\. It was used before"):
+        go(resume=True)
+    for key in used:
+        tifffile.imwrite(tmp_path / "images" / f"{key}.tif", IMAGES[int(key)])
+    with pytest.raises(InterruptedError):
+        go(resume=True)
+
+
+class AnyChannels(SmallAdapter):
+    """Does not say how many channels its network takes."""
+
+    channels = None
+
+
+def test_held_out_images_that_the_network_fails_on_are_named(adapter):
+    own = AnyChannels().with_model(adapter.model)
+    colour = np.stack([IMAGES[0]] * 3)
+    with pytest.raises(OutputError, match=r"image 0: the network fails on .* 3 channel\(s\), 64 x"):
+        adapt(own, IMAGES, validation=[colour], channel_axis=0, config=config(), progress=False)
+    with pytest.raises(OutputError, match="the network fails on an image of 3 channel"):
+        own.segment(colour, channel_axis=0)
 
 
 def test_memory_is_flat_over_many_runs(adapter, tmp_path):

@@ -330,6 +330,11 @@ def test_outputs_that_are_not_what_they_are_declared_to_be_are_named(caplog):
     assert "declared to give logits, and gives values from 0." in caplog.text
     SmpAdapter(unet(1), OutputSpec(foreground=Binary(logits=False))).check(images)
     assert "declared to give probabilities, and gives values from -" in caplog.text
+    caplog.clear()
+    slide = np.zeros((64, 2100), np.float32)
+    slide[:, 800:864] = discs(0, (64, 64))[0]  # the first of its windows has nothing in it
+    SmpAdapter(network, OutputSpec(foreground=Binary())).check(open_images([slide]))
+    assert "declared to give logits" in caplog.text
 
 
 def test_a_folder_without_its_files_is_not_looked_up_in_the_internet(tmp_path, monkeypatch):
