@@ -66,7 +66,7 @@ def line(network: str, domain: str, shared: Path, networks: Path) -> dict[str, A
     adapter.settled = frozenset()  # nothing was said
     seen = spread(pairs(shared, domain)[::3], PLACES)
     images = [image for image, _ in seen]
-    found = search(adapter, open_images(images, channel_axis=0), progress=False)
+    found = search(adapter, open_images(images, channel_axis=0))
     scored = spread(seen, SCORED)
     places = [choose_places(open_images([image], channel_axis=0))[0] for image, _ in scored]
     trials = []

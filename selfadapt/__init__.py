@@ -14,7 +14,10 @@ from selfadapt._errors import ConfigError as ConfigError
 from selfadapt._errors import ImageError as ImageError
 from selfadapt._errors import ModelError as ModelError
 from selfadapt._errors import OutputError as OutputError
+from selfadapt._errors import RunCancelledError as RunCancelledError
 from selfadapt._errors import SelfAdaptError as SelfAdaptError
+from selfadapt._events import Event as Event
+from selfadapt._events import Preview as Preview
 from selfadapt._heads import Binary as Binary
 from selfadapt._heads import Categorical as Categorical
 from selfadapt._heads import Classification as Classification

@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from selfadapt._calibrate import FOUND, go_on, search
 from selfadapt._config import Config
 from selfadapt._crops import Crops, evenly, exchange, hold_out
 from selfadapt._errors import ConfigError, refuse_damage
+from selfadapt._events import Callback, Event, Teller
 from selfadapt._images import open_windows
 from selfadapt._judge import Judge
 from selfadapt._lazy import LazyImage
@@ -105,6 +106,7 @@ def adapt(
     resume: bool = False,
     channel_axis: int | None = None,
     progress: bool = True,
+    callback: Callback | None = None,
 ) -> AdaptationResult:
     """Adapt a trained model to images, without labels.
 
@@ -129,10 +131,14 @@ def adapt(
         resume: go on with the run in `output_dir` (or start it, if there is none).
         channel_axis: see `open_images`.
         progress: whether a progress bar is shown.
+        callback: is told, by an `Event`, of every stage, step and look, in the thread of the run;
+            returning True cancels: the best so far is returned, and `resume` would go on. It
+            decides nothing else.
 
     Raises:
         SelfAdaptError: bad settings, model or folder, or bad images among the held-out ones and
             the first 256, before any training.
+        RunCancelledError: the callback has cancelled before the initial network was looked at.
     """
     config = Config() if config is None else config
     if not isinstance(adapter, Adapter):
@@ -149,48 +155,50 @@ def adapt(
         stop = EmbeddingDrift()
     if resume and output_dir is None:
         raise ConfigError("resume=True needs output_dir, the folder of the run to go on with.")
+    if callback is not None and not callable(callback):
+        raise ConfigError(f"callback={callback!r} is not allowed: give a function of one Event.")
     directory = _open_directory(output_dir)
     directory.check(config, resume=resume)
-    sources = open_windows(images, channel_axis=channel_axis)
-    if validation is None:
-        sources, held_out = hold_out(sources, config)
-    else:
-        given = open_windows(validation, channel_axis=channel_axis)
-        refuse_masks(given)
-        held_out = evenly(given, config.validation_images)
-    calibration = _calibration(adapter, sources, directory, calibrate, progress=progress)
-    if calibration is not None:
-        with refuse_damage(directory.path / CALIBRATION):
-            adapter = go_on(adapter, calibration["chosen"]["input"])
-            words = str(calibration["words"])
-    if validation is None:
-        sources, held_out = exchange(adapter, sources, held_out)
-    adapter.check(sources)
-    crops = Crops(adapter, sources, config)
-    crops.check()
-    run = SelfAdaptation(adapter, config)
-    judge = Judge(
-        held_out,
-        monitors=[stop] if isinstance(stop, Monitor) else [],
-        windows=config.validation_images,
-        side=config.validation_size,
-    )
-    portfolio = Portfolio(run, crops, judge, stop, directory)
-    portfolio.first_look()
-    data = {
-        "model": checksum_of(run.initial),
-        "images": crops.fingerprints,
-        "held_out": judge.fingerprints,
-        "measured": [monitor.measure for monitor in judge.monitors],
-        "stop": _named(stop),
-        "input": adapter.input.to_dict(),
-        "options": adapter.options(),
-    }
-    try:
+    with Teller(progress=progress, callback=callback) as tell, directory:
+        sources = open_windows(images, channel_axis=channel_axis)
+        if validation is None:
+            sources, held_out = hold_out(sources, config)
+        else:
+            given = open_windows(validation, channel_axis=channel_axis)
+            refuse_masks(given)
+            held_out = evenly(given, config.validation_images)
+        calibration = _calibration(adapter, sources, directory, calibrate, tell)
+        if calibration is not None:
+            with refuse_damage(directory.path / CALIBRATION):
+                adapter = go_on(adapter, calibration["chosen"]["input"])
+                words = str(calibration["words"])
+        if validation is None:
+            sources, held_out = exchange(adapter, sources, held_out)
+        adapter.check(sources)
+        crops = Crops(adapter, sources, config)
+        crops.check()
+        run = SelfAdaptation(adapter, config)
+        judge = Judge(
+            held_out,
+            monitors=[stop] if isinstance(stop, Monitor) else [],
+            windows=config.validation_images,
+            side=config.validation_size,
+        )
+        portfolio = Portfolio(run, crops, judge, stop, directory, tell)
+        portfolio.first_look()
+        data = {
+            "model": checksum_of(run.initial),
+            "images": crops.fingerprints,
+            "held_out": judge.fingerprints,
+            "measured": [monitor.measure for monitor in judge.monitors],
+            "stop": _named(stop),
+            "input": adapter.input.to_dict(),
+            "options": adapter.options(),
+        }
         directory.start(config, data, resume=resume)
         if calibration is not None:
             directory.write_json(CALIBRATION, calibration)
-        ending = portfolio.go(progress=progress)
+        ending = portfolio.go()
         adapted = _with_snapshot(adapter, directory, ending.kept.snapshot, run.device)
         if ending.kept.tta:
             adapted = adapted.with_input(replace(adapted.input, tta=True))
@@ -200,8 +208,6 @@ def adapt(
             told = {"thresholds": thresholds, "examples": shown}
             directory.write_json(INPUT, adapted.input.to_dict())
             directory.write_json("result.json", ending.to_dict() | told)
-    finally:
-        directory.release()
     return AdaptationResult(
         adapted,
         ending.outcome,
@@ -227,8 +233,7 @@ def _calibration(
     sources: Sequence[LazyImage],
     directory: RunDirectory,
     wanted: bool,
-    *,
-    progress: bool,
+    tell: Callable[[Event], None],
 ) -> dict[str, Any] | None:
     """What was found of how images go in, now or when the run began; None where it is said."""
     if (directory.path / CALIBRATION).exists():
@@ -237,7 +242,7 @@ def _calibration(
         return None
     open_to_us = adapter.can_decode and adapter.adjustable & FOUND
     if adapter.auto or (wanted and open_to_us):
-        return search(adapter, sources, progress=progress).to_dict()
+        return search(adapter, sources, tell).to_dict()
     return None
 
 

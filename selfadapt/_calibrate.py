@@ -6,16 +6,16 @@ found most alike is taken (docs/method.md).
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, count
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from selfadapt._adapter import Adapter
 from selfadapt._errors import CheckpointError, ConfigError
+from selfadapt._events import Callback, Event, Teller, silent
 from selfadapt._images import open_windows
 from selfadapt._input import Input
 from selfadapt._look import STEP
@@ -82,7 +82,12 @@ class Calibration:
 
 
 def calibrate(
-    adapter: Adapter, images: Any, *, channel_axis: int | None = None, progress: bool = True
+    adapter: Adapter,
+    images: Any,
+    *,
+    channel_axis: int | None = None,
+    progress: bool = True,
+    callback: Callback | None = None,
 ) -> Adapter:
     """The adapter with scale, polarity and channels as they suit the images; needs no labels.
 
@@ -94,17 +99,24 @@ def calibrate(
         images: any source that `open_images` takes; up to eight of them are looked at.
         channel_axis: see `open_images`.
         progress: whether a progress bar is shown.
+        callback: is told of each way that was tried, by an `Event`; returning True cancels.
 
     Raises:
         SelfAdaptError: the images cannot be used, or the adapter cannot decode instances.
+        RunCancelledError: the callback wanted it.
     """
-    return search(adapter, images, channel_axis=channel_axis, progress=progress).adapter
+    with Teller(progress=progress, callback=callback) as tell:
+        return search(adapter, images, tell, channel_axis=channel_axis).adapter
 
 
 def search(
-    adapter: Adapter, images: Any, *, channel_axis: int | None = None, progress: bool = True
+    adapter: Adapter,
+    images: Any,
+    tell: Callable[[Event], None] = silent,
+    *,
+    channel_axis: int | None = None,
 ) -> Calibration:
-    """See `calibrate`; with all that was tried."""
+    """See `calibrate`; with all that was tried. `tell` is told of each way, and may raise."""
     if not adapter.can_decode:
         raise ConfigError(
             f"{type(adapter).__name__} cannot decode instances, and scale and polarity are judged "
@@ -123,6 +135,11 @@ def search(
     polarities = [False, True] if "invert" in adapter.adjustable else [adapter.input.invert]
     coarse = scales[::2] * (len(selections) > 1)
     steps = len(polarities) * (len(selections) * len(coarse) + len(scales))
+    done = count(1)
+    tell(Event("stage", "calibration", 0, steps))
+
+    def step() -> None:
+        tell(Event("step", "calibration", next(done), steps))
 
     def trials(way: Input, scales: Sequence[float], windows: int) -> list[Trial]:
         return [
@@ -132,19 +149,18 @@ def search(
                 opened,
                 places,
                 [replace(_turned(way, invert=invert), scale=scale) for scale in scales],
-                bar.update,
+                step,
                 windows,
             )
         ]
 
-    with tqdm(total=steps, disable=not progress, unit="scale", leave=False) as bar:
-        if coarse:  # which channels and which range is settled first, on less
+    if coarse:  # which channels and which range is settled first, on less
 
-            def promise(way: Input) -> float:
-                return max(trial.score for trial in trials(way, coarse, COARSE_WINDOWS))
+        def promise(way: Input) -> float:
+            return max(trial.score for trial in trials(way, coarse, COARSE_WINDOWS))
 
-            selections = [max(selections, key=promise)]
-        return _choose(adapter, trials(selections[0], scales, WINDOWS))
+        selections = [max(selections, key=promise)]
+    return _choose(adapter, trials(selections[0], scales, WINDOWS))
 
 
 def _choose(adapter: Adapter, trials: Sequence[Trial]) -> Calibration:

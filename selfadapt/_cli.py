@@ -26,6 +26,7 @@ from selfadapt._config import Config
 from selfadapt._demo import run_demo
 from selfadapt._disk import write_file
 from selfadapt._errors import ConfigError, ImageError, OutputError, SelfAdaptError
+from selfadapt._events import Teller
 from selfadapt._images import open_images
 from selfadapt._lazy import LazyImage
 from selfadapt._masks import pair, refuse_masks
@@ -247,7 +248,8 @@ def _ready(
     """The adapter, with what is "auto" found in the images; and what it is, for a file."""
     adapter, told = open_model(kind, options)
     if adapter.auto:
-        calibration = search(adapter, sources)
+        with Teller(progress=True) as tell:
+            calibration = search(adapter, sources, tell)
         print(f"Input:   {calibration}", file=sys.stderr)
         adapter = calibration.adapter
     adapter.check(sources)
@@ -372,7 +374,8 @@ def _calibrate(words: Sequence[str]) -> bool:
     options = parser.parse_args(words)
     _check_json(options.json)
     sources = open_images(options.images, channel_axis=options.channel_axis)
-    calibration = search(open_model(kind, options)[0], sources)
+    with Teller(progress=True) as tell:
+        calibration = search(open_model(kind, options)[0], sources, tell)
     calibration.adapter.check(sources)
     if options.json:
         text = json.dumps(calibration.to_dict(), indent=2)

@@ -33,6 +33,10 @@ class CheckpointError(SelfAdaptError, ValueError):
     """A run directory or checkpoint is damaged, foreign, or belongs to another run."""
 
 
+class RunCancelledError(SelfAdaptError):
+    """A callback has cancelled before there was anything to return."""
+
+
 class AdapterNotFoundError(SelfAdaptError, LookupError):
     """No installed package provides the adapter, or the library it needs is missing."""
 

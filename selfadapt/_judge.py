@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from selfadapt._adapter import Adapter
 from selfadapt._errors import ConfigError, OutputError
+from selfadapt._events import Preview
 from selfadapt._images import open_images
 from selfadapt._input import prepare
 from selfadapt._lazy import LazyImage
@@ -87,6 +88,7 @@ class Judge:
         self.monitors = list((defaults | given).values())
         self._most, self._side, self.thresholds = windows, side, thresholds
         self._first: list[Views] | None = None
+        self._last: list[Views] = []
         self._adapter: Adapter | None = None
         self._pixels: list[Tensor] = []
         self.windows: list[Window] = []
@@ -99,6 +101,16 @@ class Judge:
         return [
             (f"{self.sources[w.image]} {w}", pixels, w.size)
             for w, pixels in zip(self.windows, self._pixels, strict=True)
+        ]
+
+    @property
+    def previews(self) -> list[Preview]:
+        """The windows with what the first network and the last one that was looked at find."""
+        return [
+            Preview(name, pixels, before.plain.instances, now.plain.instances)
+            for (name, pixels, _), before, now in zip(
+                self.examples, self._first or (), self._last, strict=True
+            )
         ]
 
     def look(self, adapter: Adapter, model: nn.Module) -> Look:
@@ -121,6 +133,7 @@ class Judge:
             for monitor in self._asked:
                 monitor.check(adapter, [view.plain for view in seen])
             self._first = seen
+        self._last = seen
         for monitor in self.monitors:
             monitor.reset()
             for before, now in zip(self._first, seen, strict=True):

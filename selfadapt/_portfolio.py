@@ -1,18 +1,18 @@
 """The course of a run: candidates are looked at, recorded, and at the end one of them is kept."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, Self
 
 from torch import nn
-from tqdm import tqdm
 
 from selfadapt._candidates import STATISTICS, Candidate, initial, loop, loops, statistics
 from selfadapt._config import DEFAULT
 from selfadapt._crops import Crops
-from selfadapt._errors import CheckpointError, OutputError, refuse_damage
+from selfadapt._errors import CheckpointError, OutputError, RunCancelledError, refuse_damage
+from selfadapt._events import Event
 from selfadapt._judge import Judge
 from selfadapt._look import Look
 from selfadapt._monitors import Monitor
@@ -74,9 +74,6 @@ class Ending:
         }
 
 
-_SHOWN = ("loss", "kept", "d_emb", "agreement")
-
-
 class Portfolio:
     """One run on disk.
 
@@ -86,6 +83,7 @@ class Portfolio:
         judge: looks at the held-out images.
         stop: who decides: "auto" is the judge; see `adapt`.
         directory: keeps what is needed to go on.
+        tell: is told what was done, and may raise RunCancelledError.
     """
 
     def __init__(
@@ -95,15 +93,20 @@ class Portfolio:
         judge: Judge,
         stop: Stop | Literal["auto"] | None,
         directory: RunDirectory,
+        tell: Callable[[Event], None],
     ) -> None:
         self.run, self.crops, self.judge, self.directory = run, crops, judge, directory
-        self.stop = stop
+        self.stop, self._tell = stop, tell
         self.history: list[Row] = []
         self.seen: list[Seen] = []
         self.broken: dict[str, tuple[int, str]] = {}
         self._ways = {DEFAULT: run.config}
         if stop == "auto":
             self._ways = loops(run.config, run.initial)
+        ends = rungs(run.config, len(self._ways))
+        self._stages = list(pairwise([0, *ends]))
+        counts = zip(self._stages, halved(len(self._ways)), strict=False)
+        self._done, self._total = 0, sum((end - before) * n for (before, end), n in counts)
 
     def first_look(self) -> None:
         """Look at the initial network; bad held-out images show here, before anything is written.
@@ -111,12 +114,21 @@ class Portfolio:
         Raises:
             SelfAdaptError: a held-out image cannot be used, the network gives NaN, or a criterion
                 sees nothing.
+            RunCancelledError: there is nothing yet.
         """
+        self._say("stage", initial(self.run))
         if not self._look(initial(self.run)).look.finite:
             raise OutputError("the network gives NaN or infinity for held-out images.")
+        self._say("look", initial(self.run))
 
-    def go(self, *, progress: bool) -> Ending:
-        """Begin, or go on where it was, to the end."""
+    def go(self) -> Ending:
+        """Begin, or go on where it was, to the end, or until it is cancelled."""
+        try:
+            return self._go()
+        except RunCancelledError:
+            return self._cancelled()
+
+    def _go(self) -> Ending:
         if self.directory.begun:
             self._go_on()
         else:
@@ -125,19 +137,31 @@ class Portfolio:
             self._save()
             self.directory.begin()
         names = list(self._ways)
-        ends = rungs(self.run.config, len(names))
-        stages = list(pairwise([0, *ends]))
-        steps = [
-            (end - before) * n for (before, end), n in zip(stages, halved(len(names)), strict=False)
-        ]
-        with tqdm(total=sum(steps), disable=not progress, unit="it", leave=False) as bar:
-            for before, end in stages:
-                for name in names:
-                    if ending := self._advance(name, before, end, bar):
-                        return ending
-                whole = [name for name in names if self.broken.get(name, (end + 1,))[0] > end]
-                names = self._promising(whole, end)
+        for before, end in self._stages:
+            for name in names:
+                if ending := self._advance(name, before, end):
+                    return ending
+            whole = [name for name in names if self.broken.get(name, (end + 1,))[0] > end]
+            names = self._promising(whole, end)
         return self._finish(names)
+
+    def _say(self, kind: Literal["stage", "step", "look"], what: Candidate, **figures: Any) -> None:
+        """Tell of a step of a loop, or of a look at a network."""
+        name = what.name + TTA * what.tta
+        told = Event(kind, "adaptation", self._done, self._total, name, what.iteration, figures)
+        if kind == "look":
+            row = self.seen[-1].look.row(self.seen[0].look)
+            told = replace(told, figures=row, previews=self.judge.previews)
+        self._tell(told)
+
+    def _cancelled(self) -> Ending:
+        """The best so far."""
+        if self.stop == "auto":
+            verdict, kept = self._decide(self.seen)
+            return Ending(verdict.outcome, kept, f"cancelled; {verdict.reason}", verdict.quality)
+        there = {0, *self.directory.snapshots()}
+        last = max(each.iteration for each in self.seen if each.snapshot in there)
+        return self._keep(last, "cancelled")
 
     def _statistics(self) -> None:
         """Batch-norm statistics of the images: candidates, and maybe where the loops start."""
@@ -147,6 +171,7 @@ class Portfolio:
         for candidate in statistics(self.run, self.crops):
             seen = self._look(candidate)
             self.directory.save_snapshot(seen.snapshot, candidate.network)
+            self._say("look", candidate)
 
     def _start(self) -> Seen:
         """What the loops start from: the best before the first step."""
@@ -174,19 +199,19 @@ class Portfolio:
         """What was looked at."""
         return self.directory.load_network(seen.snapshot, self.run.initial, self.run.device)
 
-    def _advance(self, name: str, before: int, end: int, bar: Any) -> Ending | None:
+    def _advance(self, name: str, before: int, end: int) -> Ending | None:
         """Train in one way up to an iteration; an ending if a criterion stops it."""
         run = self._open(name)
         self._forget(name, run.iteration)
-        bar.update(max(min(run.iteration, end) - before, 0))
+        self._done += max(min(run.iteration, end) - before, 0)
         if last := self._last(name):
             if ending := self._ending(name, run, last):
                 return ending
             if name in self.broken:
                 return None
-        shown: Row = {}
         for info, candidate in loop(name, run, self.crops, end):
-            bar.update()
+            self._done += 1
+            self._say("step", Candidate(name, run.iteration, run.exported), **info)
             if candidate is None and run.iteration % LOG_EVERY:
                 continue
             row: Row = {"iteration": run.iteration, "candidate": name}
@@ -194,8 +219,6 @@ class Portfolio:
             if candidate is not None and math.isfinite(row["loss"]):
                 row |= self._look(candidate, record=False).look.row(self.seen[0].look)
             self.history.append(row)
-            shown |= {key: row[key] for key in _SHOWN if key in row}
-            bar.set_postfix({key: f"{value:.3g}" for key, value in shown.items()})
             if candidate is None:
                 continue
             if math.isfinite(row["loss"]) and self.seen[-1].look.finite:  # safe to go back to
@@ -203,6 +226,8 @@ class Portfolio:
                 self._prune(name)
             self._save()
             self.directory.save_checkpoint(name, run.state_dict())
+            if math.isfinite(row["loss"]):
+                self._say("look", candidate)
             if ending := self._ending(name, run, row):
                 return ending
             if name in self.broken:
@@ -225,15 +250,19 @@ class Portfolio:
         if names and missing and "teacher" in config.chosen and config.export == "student":
             run = self._open(names[0])
             self.directory.save_snapshot("teacher", run.teacher)
-            self._look(Candidate("teacher", run.iteration, run.teacher))
+            teacher = Candidate("teacher", run.iteration, run.teacher)
+            self._look(teacher)
             self._save()
+            self._say("look", teacher)
         verdict, kept = self._decide(self.seen)
         adapter = self.run.adapter
         done = adapter.input.tta or any(each.tta for each in self.seen)
         able = "tta" in config.chosen and "tta" in adapter.adjustable and not done
         if able and verdict.outcome != "not to be trusted":
-            self._look(Candidate(kept.candidate, kept.iteration, self._network(kept), tta=True))
+            mean = Candidate(kept.candidate, kept.iteration, self._network(kept), tta=True)
+            self._look(mean)
             self._save()
+            self._say("look", mean)
             verdict, kept = self._decide(self.seen)
         failed = "".join(
             f"{name}: {why} after iteration {at}; " for name, (at, why) in self.broken.items()

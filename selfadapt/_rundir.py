@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from filelock import FileLock, Timeout
@@ -146,6 +146,12 @@ class RunDirectory:
     def release(self) -> None:
         """Let others work in the folder."""
         self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def _refuse_other(self, name: str, ours: Mapping[str, Any], remedy: str) -> None:
         theirs = self.read_json(name)

@@ -51,7 +51,7 @@ def nuclei():
 
 @pytest.fixture(scope="module")
 def found(nuclei):
-    return search(SmpAdapter.from_pretrained("demo"), nuclei[0], progress=False)
+    return search(SmpAdapter.from_pretrained("demo"), nuclei[0])
 
 
 def test_scale_and_polarity_are_found(found, nuclei):
@@ -128,7 +128,7 @@ def test_a_range_that_sparse_objects_spoil_is_found(nuclei):
     """Where they are not sparse, no other is tried."""
     negative, labels = nuclei
     image = negative.max() - negative
-    plain = search(SmpAdapter.from_pretrained("demo"), image, progress=False)
+    plain = search(SmpAdapter.from_pretrained("demo"), image)
     assert {(t.input.low, t.input.high) for t in plain.trials} == {(1.0, 99.0)}
     size = (1400, 1400)
     sparse = np.random.default_rng(0).normal(np.median(image), 1, size).astype(np.float32)
@@ -143,7 +143,7 @@ def test_a_range_that_sparse_objects_spoil_is_found(nuclei):
 @pytest.mark.usefixtures("fewer_scales")
 def test_where_nothing_is_found_everything_stays_and_that_is_said(nuclei, caplog):
     blind = SmpAdapter.from_pretrained("demo", threshold=1.0)
-    result = search(blind, nuclei[0], progress=False)
+    result = search(blind, nuclei[0])
     assert not result.found
     assert result.adapter.input == Input()
     assert "nothing is found again at any scale" in caplog.text
