@@ -18,7 +18,11 @@ if "SELFADAPT_EXAMPLES" not in os.environ:
 
 
 def pytest_configure() -> None:
-    torch.set_num_threads(int(os.environ.get("SELFADAPT_THREADS", "2")))
+    threads = os.environ.get(
+        "SELFADAPT_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
+    )
+    torch.set_num_threads(int(threads))
+    os.environ["OMP_NUM_THREADS"] = threads  # of the programs that tests start
 
 
 @pytest.fixture(scope="session")

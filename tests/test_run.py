@@ -136,7 +136,7 @@ SCRIPT = """
 import os, sys
 sys.path.insert(0, {tests!r})
 import torch
-torch.set_num_threads(int(os.environ.get("SELFADAPT_THREADS", "2")))
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 from helpers import IMAGES, config, trained_adapter
 from selfadapt import adapt
 adapt(trained_adapter(), IMAGES, config=config(iterations=200, validate_every=4), stop=None,

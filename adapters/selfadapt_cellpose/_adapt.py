@@ -9,7 +9,7 @@ from typing import Any, Literal
 from cellpose.models import CellposeModel
 
 import selfadapt
-from selfadapt import Config
+from selfadapt import Config, Event
 from selfadapt_cellpose._adapter import CellposeAdapter
 
 
@@ -23,9 +23,11 @@ def adapt(
     validation: Any = None,
     config: Config | None = None,
     stop: Callable[..., bool] | Literal["auto"] | None = "auto",
+    calibrate: bool = True,
     output_dir: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
+    callback: Callable[[Event], Any] | None = None,
     **options: Any,
 ) -> CellposeModel:
     """Adapt a `CellposeModel` to images without labels; returns another one, ready for `eval`.
@@ -45,9 +47,11 @@ def adapt(
         validation: see `selfadapt.adapt`, as for the arguments that follow.
         config: all settings of the method.
         stop: the criterion.
+        calibrate: whether diameter and polarity are first found in the images, where not said.
         output_dir: keeps the run.
         resume: go on with the run in `output_dir`.
         progress: whether a progress bar and the result are printed.
+        callback: is told what is done, and may cancel.
         options: further options of `CellposeAdapter`.
 
     Raises:
@@ -62,10 +66,12 @@ def adapt(
         validation=validation,
         config=config,
         stop=stop,
+        calibrate=calibrate,
         output_dir=output_dir,
         resume=resume,
         channel_axis=channel_axis,
         progress=progress,
+        callback=callback,
     )
     if progress:
         print(f"Result: {result.outcome}. {result.reason}.", file=sys.stderr)
