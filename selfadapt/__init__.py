@@ -8,6 +8,9 @@ from selfadapt._calibrate import calibrate as calibrate
 from selfadapt._check import estimate_quality as estimate_quality
 from selfadapt._config import Config as Config
 from selfadapt._crops import Crops as Crops
+from selfadapt._diagnosis import Diagnosis as Diagnosis
+from selfadapt._diagnosis import HeadDiagnosis as HeadDiagnosis
+from selfadapt._diagnosis import check_adapter as check_adapter
 from selfadapt._errors import AdapterNotFoundError as AdapterNotFoundError
 from selfadapt._errors import CheckpointError as CheckpointError
 from selfadapt._errors import ConfigError as ConfigError

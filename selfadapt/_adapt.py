@@ -4,7 +4,6 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -264,8 +263,7 @@ def _with_snapshot(
 
 def _export(before: Adapter, after: Adapter, judge: Judge, directory: RunDirectory) -> list[str]:
     """Write the model in its native format, and examples, whose names are returned."""
-    # whatever `save` prints would name the file by the name that it does not keep
-    with directory.replacing("model") as partial, redirect_stdout(None):
+    with directory.replacing("model") as partial:
         after.save(partial)
     with directory.replacing("examples") as partial:
         partial.mkdir()

@@ -6,6 +6,7 @@ and overrides `act` (and `represents` where some symmetries are not exact).
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -47,6 +48,13 @@ class Head(ABC):
     def act(self, g: Symmetry, field: Tensor) -> Tensor:
         """Mix the channels of `[..., C, H, W]`, whose pixels have been moved by `g` already."""
         return field
+
+    def readings(self) -> "Mapping[str, Head]":
+        """What the channels might be by mistake, in words, and a head that acts so.
+
+        `check_adapter` tries them on the trained network.
+        """
+        return {}
 
     @property
     def symmetries(self) -> tuple[Symmetry, ...]:
@@ -282,6 +290,19 @@ class Vector(Regression):
         matrix = field.new_tensor(g.matrix)
         return torch.einsum("ij,...jhw->...ihw", matrix, field)
 
+    def readings(self) -> Mapping[str, Head]:
+        return {
+            "x comes before y": _XFirst(),
+            "they do not turn with the image": Scalar(2),
+        }
+
+
+class _XFirst(Vector):
+    """A vector (dx, dy)."""
+
+    def act(self, g: Symmetry, field: Tensor) -> Tensor:
+        return super().act(g, field.flip(-3)).flip(-3)
+
 
 class Rays(Regression):
     """Star-convex distances along `channels` rays (StarDist). Symmetries permute the rays.
@@ -325,6 +346,13 @@ class Rays(Regression):
 
     def represents(self, g: Symmetry) -> bool:
         return self._sources(g) is not None
+
+    def readings(self) -> Mapping[str, Head]:
+        other = not self.row_first
+        return {
+            f"row_first={other}": Rays(self.channels, row_first=other),
+            "they do not turn with the image": Scalar(self.channels),
+        }
 
     def act(self, g: Symmetry, field: Tensor) -> Tensor:
         sources = self._sources(g)

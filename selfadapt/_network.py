@@ -117,6 +117,14 @@ def select_parameters(model: nn.Module, trainable: str) -> list[str]:
     return chosen
 
 
+def frozen_parts(module: nn.Module) -> list[nn.Module]:
+    """The largest parts with parameters of which none adapts: their dropout has nothing to do."""
+    parameters = list(module.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        return [module]
+    return [part for child in module.children() for part in frozen_parts(child)]
+
+
 def fingerprint(model: nn.Module) -> dict[str, str]:
     """Shape and checksum of every tensor, to tell one network from another."""
     return {

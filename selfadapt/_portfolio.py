@@ -11,11 +11,17 @@ from torch import nn
 from selfadapt._candidates import STATISTICS, Candidate, initial, loop, loops, statistics
 from selfadapt._config import DEFAULT
 from selfadapt._crops import Crops
-from selfadapt._errors import CheckpointError, OutputError, RunCancelledError, refuse_damage
+from selfadapt._errors import (
+    CheckpointError,
+    ConfigError,
+    OutputError,
+    RunCancelledError,
+    refuse_damage,
+)
 from selfadapt._events import Event
 from selfadapt._judge import Judge
 from selfadapt._look import Look
-from selfadapt._monitors import Monitor
+from selfadapt._monitors import EmbeddingDrift, Monitor
 from selfadapt._quality import Quality, estimate
 from selfadapt._run import SelfAdaptation, Stop
 from selfadapt._rundir import Row, RunDirectory
@@ -119,7 +125,17 @@ class Portfolio:
         self._say("stage", initial(self.run))
         if not self._look(initial(self.run)).look.finite:
             raise OutputError("the network gives NaN or infinity for held-out images.")
+        if isinstance(self.stop, EmbeddingDrift):
+            self._refuse_blind(self.stop)
         self._say("look", initial(self.run))
+
+    def _refuse_blind(self, stop: EmbeddingDrift) -> None:
+        if not self.run.moves_bottleneck(self.crops.batch(0)[:1]):
+            raise ConfigError(
+                f"{stop!r} would see nothing: no parameter before the bottleneck adapts "
+                f"(trainable={self.run.config.trainable!r}). Let `embedding_module` name a later "
+                "layer, or stop otherwise (FalseNegativeRate, or None for all iterations)."
+            )
 
     def go(self) -> Ending:
         """Begin, or go on where it was, to the end, or until it is cancelled."""

@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from selfadapt._adapter import Adapter
 from selfadapt._augment import augment
-from selfadapt._batch_norm import freeze_statistics, single_values_frozen
+from selfadapt._batch_norm import batch_norms, freeze_statistics, single_values_frozen
 from selfadapt._config import Config
 from selfadapt._errors import CheckpointError, ConfigError, ImageError, ModelError, first_line
 from selfadapt._judge import Judge
@@ -20,6 +21,7 @@ from selfadapt._network import (
     check_network,
     copy_network,
     fingerprint,
+    frozen_parts,
     pick_device,
     seeded,
     select_parameters,
@@ -72,6 +74,7 @@ class SelfAdaptation:
         names = select_parameters(self.student, config.trainable)
         for name, parameter in self.student.named_parameters():
             parameter.requires_grad_(name in names)
+        self._frozen = frozen_parts(self.student)
         self.teacher = make_teacher(self.student)
         start = dict(self.initial.named_parameters())
         self._fingerprint = fingerprint(self.initial)
@@ -183,6 +186,24 @@ class SelfAdaptation:
         if self.iteration % self.config.ema_every == 0:
             self.update_teacher()
         return info
+
+    def moves_bottleneck(self, images: Tensor) -> bool:
+        """Whether anything that is learnt lies before the bottleneck: else it stays as it is.
+
+        Args:
+            images: any batch that `loss` would take.
+        """
+        outputs: list[Any] = []
+        if (module := self.adapter.embedding_module(self.student)) is None:
+            return False
+        handle = module.register_forward_hook(lambda _, __, output: outputs.append(output))
+        try:
+            self._forward(self.student.eval(), self._check_batch(images))
+        finally:
+            handle.remove()
+        while outputs and isinstance(outputs[-1], list | tuple):  # the bottleneck comes last
+            outputs = list(outputs[-1])
+        return self.config.batch_norm == "batch" or bool(outputs and outputs[-1].requires_grad)
 
     def update_teacher(self) -> None:
         """Move the teacher towards the student by the exponential moving average."""
@@ -307,6 +328,11 @@ class SelfAdaptation:
                 f"a batch that is a {type(images).__name__} was given: a dense tensor of real "
                 "numbers [B, C, S, S] is needed."
             )
+        if not images.is_floating_point():
+            raise ImageError(
+                f"a batch of {images.dtype} was given: crops of prepared images are floats "
+                "(`prepare(adapter, image, name)` makes one of an image)."
+            )
         if images.ndim != 4 or images.shape[2] != images.shape[3] or not images.shape[0]:
             raise ImageError(
                 f"a batch of shape {list(images.shape)} was given: square crops [B, C, S, S] are "
@@ -323,8 +349,9 @@ class SelfAdaptation:
         return images.to(self.device, torch.float32, non_blocking=True)
 
     def _forward(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-        enabled = self.config.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
+        # in single precision a caller's own autocast holds
+        half = self.config.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext():
             outputs = self.adapter.forward(model, images.clone())  # some work in place
         self.adapter.outputs.check(outputs, (images.shape[-2], images.shape[-1]))
         return {name: output.float() for name, output in outputs.items()}
@@ -349,7 +376,15 @@ class SelfAdaptation:
         return labels, masks
 
     def _set_training(self) -> None:
-        """Train mode, then the batch-norm policy (some models override `train`)."""
+        """Train mode where something is learnt, then the batch-norm policy.
+
+        Some models override `train`, so the order matters.
+        """
         self.student.train()
-        if self.config.batch_norm != "batch":
+        for part in self._frozen:
+            part.eval()
+        if self.config.batch_norm == "batch":
+            for layer in batch_norms(self.student):
+                layer.train()
+        else:
             freeze_statistics(self.student)

@@ -14,6 +14,7 @@ pytest then runs every law below against them.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from torch import Tensor
 from selfadapt._adapter import Adapter
 from selfadapt._config import Config
 from selfadapt._crops import crop_side
+from selfadapt._diagnosis import check_adapter
 from selfadapt._heads import Head
 from selfadapt._predict import predict
 from selfadapt._run import SelfAdaptation
@@ -130,8 +132,11 @@ class HeadTests:
 class AdapterTests:
     """The contract of an adapter. Override `make_adapter`, `load` and, where needed, the rest."""
 
-    image_shape: tuple[int, int, int] = (1, 70, 91)
-    """Shape `[C, H, W]` of a test image; no multiple of what the network takes."""
+    image_shape: tuple[int, int, int] | None = None
+    """Shape `[C, H, W]` of a test image, no multiple of what the network takes. By default it is
+    70 x 91 pixels, with the channels that the adapter takes."""
+    images: Any = None
+    """Images on which the network of `make_adapter` works: set them if it is a trained one."""
 
     def make_adapter(self) -> Adapter:
         """An adapter around a small network."""
@@ -143,9 +148,10 @@ class AdapterTests:
 
     def make_image(self) -> NDArray[np.float32]:
         """A test image `[C, H, W]`."""
+        shape = self.image_shape or (self.make_adapter().channels or 1, 70, 91)
         rng = np.random.default_rng(0)
-        rows, columns = np.mgrid[: self.image_shape[1], : self.image_shape[2]] / 9
-        image = np.sin(rows) * np.cos(columns) + rng.normal(0, 0.1, self.image_shape)
+        rows, columns = np.mgrid[: shape[1], : shape[2]] / 9
+        image = np.sin(rows) * np.cos(columns) + rng.normal(0, 0.1, shape)
         return np.asarray(image, np.float32)
 
     def test_outputs_fit_the_spec(self) -> None:
@@ -169,6 +175,12 @@ class AdapterTests:
                 parameter.mul_(1.5)
             after = adapter.forward(run.student, images)
         assert any(not torch.equal(before[name], after[name]) for name in before)
+
+    def test_a_trained_network_is_what_the_adapter_says(self) -> None:
+        """Views agree as the heads are declared (skipped where `images` are not set)."""
+        if self.images is None:
+            pytest.skip("set `images`, on which the network of make_adapter works")
+        assert not check_adapter(self.make_adapter(), self.images).findings
 
     def test_prepare_gives_float32_of_the_right_channels(self) -> None:
         """prepare keeps [C, H, W] and gives the channels that the network takes."""
@@ -197,8 +209,9 @@ class AdapterTests:
         adapter = self.make_adapter()
         if not adapter.can_decode:
             pytest.skip("the adapter says that it cannot decode")
-        labels = adapter.segment(self.make_image(), channel_axis=0)
-        assert labels.shape == self.image_shape[1:]
+        image = self.make_image()
+        labels = adapter.segment(image, channel_axis=0)
+        assert labels.shape == image.shape[1:]
         assert labels.dtype == np.int32
 
     def test_adapting_leaves_the_given_model_alone(self) -> None:

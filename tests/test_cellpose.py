@@ -257,16 +257,19 @@ def test_how_to_use_it_says_what_eval_must_be_told(trained, tmp_path):
     assert told.usage(tmp_path / "m") == f"{plain}.eval(image, normalize={both})"
 
 
-def test_what_is_saved_opens_bit_for_bit_in_unmodified_cellpose(trained, tmp_path, capsys):
+def test_what_is_saved_opens_bit_for_bit_in_unmodified_cellpose(trained, tmp_path, capsys, caplog):
     adapter = CellposeAdapter(trained, diameter=OWN_SCALE)
     run = SelfAdaptation(adapter, config(views=2, device="cpu", learning_rate=1e-4))
     side = adapter.fixed_size or 64
     image = adapter.prepare(np.tile(IMAGE, (2, 2))[None])[:, :side, :side]
     run.step(torch.from_numpy(image)[None])
     adapted = adapter.with_model(run.student)
-    adapted.save(tmp_path / "adapted")
-    line = capsys.readouterr().out
-    opened = eval(line.removeprefix("Open it with "), {"CellposeModel": CellposeModel})
+    with caplog.at_level("INFO"):
+        adapted.save(tmp_path / "adapted")
+    assert capsys.readouterr() == ("", "")
+    opened = eval(
+        caplog.messages[-1].removeprefix("Open it with "), {"CellposeModel": CellposeModel}
+    )
     assert opened.net.state_dict().keys() == adapted.model.state_dict().keys()
     for name, tensor in opened.net.state_dict().items():
         assert tensor.dtype == adapted.model.state_dict()[name].dtype

@@ -7,7 +7,17 @@ from helpers import IMAGES, SmallAdapter, SmallNet, config, equal_states, run_ad
 from torch import nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
-from selfadapt import ModelError, OutputError, SelfAdaptation, adabn, adapt
+from selfadapt import (
+    ConfigError,
+    EmbeddingDrift,
+    ImageError,
+    ModelError,
+    OutputError,
+    SelfAdaptation,
+    adabn,
+    adapt,
+)
+from selfadapt._batch_norm import batch_norms
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated in favor:FutureWarning")
@@ -227,3 +237,57 @@ def test_adapt_leaves_everything_else_untouched(tmp_path, raises):
     assert torch.equal(state, torch.get_rng_state())
     assert np.array_equal(numpy_state, np.random.get_state()[1])  # noqa: NPY002
     assert torch.is_grad_enabled()
+
+
+def test_parts_that_do_not_adapt_stay_in_eval_mode():
+    run = SelfAdaptation(SmallAdapter(), config(trainable="^up", batch_norm="source"))
+    run.loss(torch.rand(2, 1, 32, 32))
+    assert not any(part.training for part in run.student.bottleneck.modules())
+    assert run.student.up.training
+    trained = SelfAdaptation(SmallAdapter(), config(batch_norm="source"))
+    trained.loss(torch.rand(2, 1, 32, 32))
+    assert trained.student.bottleneck[2].training
+
+
+def test_batch_statistics_are_taken_in_frozen_parts_too_where_that_is_asked_for():
+    run = SelfAdaptation(SmallAdapter(), config(trainable="^up", batch_norm="batch"))
+    layers = batch_norms(run.student)
+    before = [layer.running_mean.clone() for layer in layers]
+    run.loss(5 + torch.rand(2, 1, 32, 32))
+    assert layers
+    assert not any(torch.equal(b, n.running_mean) for b, n in zip(before, layers, strict=True))
+
+
+def test_drift_of_a_bottleneck_that_nothing_moves_is_refused(adapter):
+    blind = {"stop": EmbeddingDrift(), "progress": False}
+    with pytest.raises(ConfigError, match=r"before the bottleneck adapts \(trainable="):
+        adapt(adapter, IMAGES, config=config(trainable="^up"), **blind)
+    moved = config(trainable="^up", batch_norm="batch")
+    assert adapt(adapter, IMAGES, config=moved, **blind).history[-1]["d_emb"] > 0
+    other = adapt(adapter, IMAGES, config=config(trainable="^up"), stop=None, progress=False)
+    assert other.history[-1]["d_emb"] == 0
+
+
+def test_a_callers_own_autocast_holds():
+    kinds = []
+
+    class Watching(SmallAdapter):
+        def forward(self, model, images):
+            outputs = super().forward(model, images)
+            kinds.append(outputs["flow"].dtype)
+            return outputs
+
+    batch = torch.rand(2, 1, 32, 32)
+    SelfAdaptation(Watching(), config()).loss(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = SelfAdaptation(Watching(), config()).loss(batch)
+    SelfAdaptation(Watching(), config(precision="bfloat16")).loss(batch)
+    assert kinds == [torch.float32] * 2 + [torch.bfloat16] * 4
+    assert loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int64, torch.bool])
+def test_batches_of_integers_are_refused(kind):
+    run = SelfAdaptation(SmallAdapter(), config())
+    with pytest.raises(ImageError, match="crops of prepared images are floats"):
+        run.loss(torch.ones(2, 1, 32, 32, dtype=kind))

@@ -56,8 +56,6 @@ class TestGrid2(AdapterTests):
 
 
 class TestClassesUnequalGridBatchNorm(TestGrid2):
-    image_shape = (3, 70, 91)
-
     def make_adapter(self):
         made = network(grid=(2, 1), n_classes=2, n_channel_in=3, unet_batch_norm=True)
         return StardistAdapter(made, prob_thresh=0.4)

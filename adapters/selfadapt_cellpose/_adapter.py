@@ -267,7 +267,7 @@ class CellposeAdapter(Adapter):
         return self._around(net)
 
     def save(self, path: str | Path, *, register: bool = False) -> None:
-        """Write the weights file that Cellpose itself opens, and print the line that opens it.
+        """Write the weights file that Cellpose itself opens; `usage(path)` is the line for it.
 
         Args:
             path: the file; any name will do. Every tensor is checked before it is written.
@@ -280,7 +280,7 @@ class CellposeAdapter(Adapter):
         if register:
             check_free(path.name)
         write_weights(self.model, path, self._shapes, self._known_diameter)
-        print(f"Open it with {opening_line(path, self.model, self._template)}")
+        logger.info("Open it with %s", opening_line(path, self.model, self._template))
         if register:
             register_in_gui(path)
 

@@ -1,0 +1,172 @@
+"""Whether a trained network is what its adapter says: true words pass, false ones are named."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import SHARED, discs, needs_shared
+from stardist.data import test_image_nuclei_2d as nuclei
+from torch import nn
+
+from selfadapt import (
+    Adapter,
+    Binary,
+    ImageError,
+    OutputSpec,
+    Rays,
+    Scalar,
+    Vector,
+    check_adapter,
+)
+from selfadapt_smp import SmpAdapter
+
+DISCS = [discs(k, (96, 96))[0] for k in range(3)]
+NUCLEI = nuclei(return_mask=False)
+
+
+class Plain(Adapter):
+    channels = 1
+
+    def __init__(self, model, **heads):
+        self.model, self.outputs = model, OutputSpec(**heads)
+
+    def forward(self, model, images):
+        return self.outputs.split(model(images))
+
+    def embedding_module(self, model):
+        return None
+
+
+class Gradient(nn.Module):
+    """Brightness, and (dy, dx) of it; or (dx, dy)."""
+
+    def __init__(self, first=2):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1))
+        self.axes = first, 5 - first
+
+    def forward(self, x):
+        slopes = [x.roll(-1, axis) - x.roll(1, axis) for axis in self.axes]
+        return self.gain * torch.cat([*slopes, x - 0.5], 1)
+
+
+def test_what_is_true_passes():
+    found = check_adapter(Plain(Gradient(), flow=Vector(), p=Binary()), DISCS)
+    assert found.findings == []
+    assert found.heads.keys() == {"flow", "p"}
+    flow = found.heads["flow"]
+    assert flow.disagreement < 1e-3 < 1 < min(flow.otherwise.values())
+    assert flow.low < 0 < flow.high
+    assert found.prepared[0] < 0.1 < 0.9 < found.prepared[1]
+    assert "flow: values from -" in str(found)
+
+
+def test_vectors_with_x_first_are_named():
+    (finding,) = check_adapter(Plain(Gradient(3), flow=Vector(), p=Binary()), DISCS).findings
+    assert finding.startswith("head 'flow'")
+    assert finding.endswith("if x comes before y.")
+
+
+def test_vectors_that_are_none_are_named():
+    class Heights(Gradient):
+        def forward(self, x):
+            return self.gain * torch.cat([x, x**2, x - 0.5], 1)
+
+    (finding,) = check_adapter(Plain(Heights(), flow=Vector(), p=Binary()), DISCS).findings
+    assert finding.endswith("if they do not turn with the image.")
+
+
+class Shifts(nn.Module):
+    """What lies three pixels to the right, below, to the left and above: four exact rays."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return self.gain * torch.cat([x.roll(-3, 3), x.roll(-3, 2), x.roll(3, 3), x.roll(3, 2)], 1)
+
+
+@pytest.mark.parametrize("row_first", [False, True])
+def test_rays_of_another_order_are_named(row_first):
+    noise = [np.random.default_rng(k).random((64, 64)) for k in range(2)]
+    found = check_adapter(Plain(Shifts(), rays=Rays(4, row_first=row_first)), noise)
+    assert len(found.findings) == row_first
+    if row_first:
+        assert found.findings[0].endswith("if row_first=False.")
+
+
+def test_channels_that_are_others_altogether_are_named():
+    noise = [np.random.default_rng(0).random((64, 64))]
+    (finding,) = check_adapter(Plain(Shifts(), height=Scalar(4)), noise).findings
+    assert "its channels are others than declared, or nothing is found" in finding
+
+
+class Gain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return self.gain * x
+
+
+def test_one_value_everywhere_is_named():
+    (finding,) = check_adapter(Plain(Gain(), p=Binary()), DISCS).findings
+    assert "one value everywhere" in finding
+
+
+def test_where_a_head_was_not_trained_it_does_not_count():
+    """Noise of its own outside of the objects, which no view has in common."""
+
+    class Outside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(1))
+
+        def forward(self, x):
+            inside = (x > x.mean()).float()
+            noise = 9 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0))
+            return self.gain * torch.cat(
+                [99 * (inside - 0.5), inside * x + (1 - inside) * noise], 1
+            )
+
+    told = Plain(Outside(), p=Binary(), d=Scalar(within="p"))
+    assert check_adapter(told, DISCS).heads["d"].disagreement < 0.01
+    untold = Plain(Outside(), p=Binary(), d=Scalar())
+    assert check_adapter(untold, DISCS).heads["d"].disagreement > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, []),
+        ({"activated": True}, ["declared to give probabilities"]),
+        ({"normalize": "none"}, ["it would fit better if they were from 0 to 1"]),
+    ],
+)
+def test_the_bundled_network(options, words):
+    adapter = SmpAdapter.from_pretrained("demo", **options)
+    before = {name: tensor.clone() for name, tensor in adapter.model.state_dict().items()}
+    adapter.model.train()
+    found = check_adapter(adapter, NUCLEI)
+    assert bool(found.findings) == bool(words)
+    assert all(any(word in finding for finding in found.findings) for word in words)
+    assert adapter.model.training
+    for name, tensor in adapter.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_images_without_anything_in_them_are_refused(adapter):
+    with pytest.raises(ImageError, match="constant"):
+        check_adapter(adapter, np.zeros((64, 64)))
+
+
+@needs_shared
+def test_cellposes_own_network_is_what_our_adapter_says():
+    cellpose = pytest.importorskip("selfadapt_cellpose")
+    pytest.importorskip("cellpose.resnet_torch")
+    weights = SHARED / "models/cpnet_nuclei/weights.pt"
+    images = SHARED / "data/dsb2018/fluo256/images"
+    found = check_adapter(cellpose.CellposeAdapter(weights, diameter=14), images)
+    assert found.findings == []
+    assert found.heads["flow"].otherwise["x comes before y"] > 1
