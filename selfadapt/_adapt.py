@@ -11,6 +11,7 @@ from typing import Any, Literal
 import tifffile
 import torch
 
+from selfadapt import _ranks as ranks
 from selfadapt._adapter import Adapter
 from selfadapt._calibrate import FOUND, go_on, search
 from selfadapt._config import Config
@@ -93,6 +94,7 @@ class AdaptationResult:
 
 @torch.inference_mode(False)
 @torch.enable_grad()
+@ranks.joined()
 def adapt(
     adapter: Adapter,
     images: Any,
@@ -111,7 +113,8 @@ def adapt(
 
     The given adapter stays as it is. The result holds the network that the judge keeps: an adapted
     one, or the initial one if none is surely better. `outcome` and `reason` say which, and whether
-    it can be trusted on these images at all.
+    it can be trusted on these images at all. Processes that `torchrun` has started work on one run
+    together, and each returns its result.
 
     Args:
         adapter: the trained model.
@@ -166,7 +169,9 @@ def adapt(
             given = open_windows(validation, channel_axis=channel_axis)
             refuse_masks(given)
             held_out = evenly(given, config.validation_images)
-        calibration = _calibration(adapter, sources, directory, calibrate, tell)
+        calibration = ranks.first(
+            lambda: _calibration(adapter, sources, directory, calibrate, tell)
+        )
         if calibration is not None:
             with refuse_damage(directory.path / CALIBRATION):
                 adapter = go_on(adapter, calibration["chosen"]["input"])
@@ -202,7 +207,8 @@ def adapt(
         if ending.kept.tta:
             adapted = adapted.with_input(replace(adapted.input, tta=True))
         if output_dir is not None:
-            shown = _export(adapter.with_model(run.initial), adapted, judge, directory)
+            before = adapter.with_model(run.initial)
+            shown = ranks.first(lambda: _export(before, adapted, judge, directory))
             thresholds = {stop.name: stop.threshold} if isinstance(stop, Monitor) else {}
             told = {"thresholds": thresholds, "examples": shown}
             directory.write_json(INPUT, adapted.input.to_dict())
@@ -249,8 +255,10 @@ def _open_directory(output_dir: str | Path | RunDirectory | None) -> RunDirector
     """The given folder, or a temporary one that goes when nobody holds it any more."""
     if isinstance(output_dir, RunDirectory):
         return output_dir
-    directory = RunDirectory(output_dir or tempfile.mkdtemp(prefix="selfadapt-"))
-    if output_dir is None:
+    if output_dir is not None:
+        return RunDirectory(output_dir)
+    directory = RunDirectory(ranks.first(lambda: tempfile.mkdtemp(prefix="selfadapt-")))
+    if ranks.rank() == 0:
         weakref.finalize(directory, shutil.rmtree, directory.path, ignore_errors=True)
     return directory
 

@@ -5,11 +5,13 @@ per batch or take no generator; normalised microscopy images need none of that.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
+from selfadapt import _ranks as ranks
 from selfadapt._config import Config
 
 
@@ -25,20 +27,33 @@ def augment(images: Tensor, config: Config, generator: Generator) -> Tensor:
     setting serves images of any scale; an empty channel stays empty. Values are not clamped.
     """
     batch, channels = images.shape[:2]
+    joint, ours = batch * ranks.count(), ranks.slice_of(batch)
+    like: Any = {"generator": generator, "device": images.device, "dtype": images.dtype}
 
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator, device=images.device, dtype=images.dtype)
+    def uniform(*shape: int) -> Tensor:  # as for the joint batch of all ranks
+        return torch.rand((joint, *shape), **like)[ours]
 
-    unit = config.strength * images.std((0, 2, 3), keepdim=True)
-    out = _refocus(images, config.strength * config.blur, 2 * uniform(batch) - 1)
+    unit = config.strength * _spread(images)
+    out = _refocus(images, config.strength * config.blur, 2 * uniform() - 1)
     mean = out.mean((2, 3), keepdim=True)
-    gain = 1 + config.strength * config.contrast * (2 * uniform(batch, 1, 1, 1) - 1)
-    shift = unit * config.brightness * (2 * uniform(batch, channels, 1, 1) - 1)
+    gain = 1 + config.strength * config.contrast * (2 * uniform(1, 1, 1) - 1)
+    shift = unit * config.brightness * (2 * uniform(channels, 1, 1) - 1)
     out = out * gain + (mean * (1 - gain) + shift)
-    wanted = noise_level(images) * (1 + config.strength * config.noise * uniform(batch, 1, 1, 1))
+    wanted = noise_level(images) * (1 + config.strength * config.noise * uniform(1, 1, 1))
     missing = (wanted.square() - noise_level(out).square()).clamp(min=0).sqrt()
-    noise = torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)
+    noise = torch.randn((joint, *images.shape[1:]), **like)[ours]
     return out.addcmul_(noise, missing)
+
+
+def _spread(images: Tensor) -> Tensor:
+    """Standard deviation per channel, `[1, C, 1, 1]`, of the joint batch of all ranks."""
+    if ranks.count() == 1:
+        return images.std((0, 2, 3), keepdim=True)
+    pixels = images.double()
+    center = ranks.mean(pixels.mean((0, 2, 3), keepdim=True))
+    square = ranks.mean((pixels - center).square().mean((0, 2, 3), keepdim=True))
+    number = ranks.count() * images[:, 0].numel()
+    return (square * number / (number - 1)).sqrt().to(images.dtype)
 
 
 def noise_level(images: Tensor) -> Tensor:

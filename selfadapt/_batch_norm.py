@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from selfadapt import _ranks as ranks
 from selfadapt._adapter import Adapter
 from selfadapt._network import copy_network
 
@@ -78,6 +79,7 @@ def adabn(adapter: Adapter, batches: Iterable[Tensor], share: float = 1.0) -> nn
     with single_values_frozen(model):
         for images in batches if layers else ():
             adapter.forward(model, images.to(device))
+    ranks.average(b for layer in layers for b in layer.buffers() if b.is_floating_point())
     for layer, momentum in zip(layers, usual, strict=True):
         layer.momentum = momentum
     return mixed(adapter.model, model.eval(), share)

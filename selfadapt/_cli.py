@@ -3,11 +3,13 @@
 import argparse
 import io
 import json
+import logging
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import fields
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -16,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import tifffile
+from torch.distributed import is_torchelastic_launched
 from tqdm import tqdm
 
 from selfadapt._adapt import adapt
@@ -60,8 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = [_underscored(word) for word in words]
     if name not in COMMANDS:
         return _fail(f"there is no command {name!r}; there are {', '.join(COMMANDS)}.")
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1 and is_torchelastic_launched()
+    if several and name != "adapt":
+        return _fail(f"{name} works in one process: start it without torchrun.")
     try:
-        with _sigterm_as_interrupt():
+        with _sigterm_as_interrupt(), _quiet(several and os.environ["RANK"] != "0"):
             trusted = COMMANDS[name](rest)
     except SelfAdaptError as error:
         return _fail(str(error))
@@ -86,6 +92,17 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _quiet(wanted: bool) -> Iterator[None]:
+    """Of several processes the first one speaks."""
+    if not wanted:
+        yield
+        return
+    logging.getLogger("selfadapt").setLevel(logging.ERROR)
+    with redirect_stdout(io.StringIO()):
+        yield
 
 
 def _underscored(word: str) -> str:

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selfadapt import _ranks as ranks
 from selfadapt._adapter import Adapter
 from selfadapt._config import Config
-from selfadapt._errors import ImageError
+from selfadapt._errors import ConfigError, ImageError
 from selfadapt._input import prepare, refuse_not_finite
 from selfadapt._lazy import LazyImage
 from selfadapt._masks import refuse_masks
@@ -34,6 +35,9 @@ class Crops:
         adapter: prepares the images.
         images: an image is drawn evenly, whatever its size; then a place in it.
         config: `batch_size`, `crop`, `seed`.
+
+    Raises:
+        ConfigError: `batch_size` is no multiple of the number of processes.
     """
 
     def __init__(self, adapter: Adapter, images: Sequence[LazyImage], config: Config) -> None:
@@ -51,6 +55,12 @@ class Crops:
         """Checksum of each image that could be used, by its number."""
         self._before: dict[str, str] = {}
         self.side = crop_side(adapter, config)
+        self._size, left = divmod(config.batch_size, ranks.count())
+        if left:
+            raise ConfigError(
+                f"batch_size={config.batch_size} cannot be shared by {ranks.count()} processes: "
+                "give a multiple of their number."
+            )
 
     def check(self) -> None:
         """Read the first images, so that bad ones are named before any work starts.
@@ -85,9 +95,10 @@ class Crops:
         self.used = used | self.used
 
     def batch(self, k: int) -> Tensor:
-        """Batch number k, float32 `[batch_size, C, side, side]`."""
-        rng = np.random.default_rng((self._config.seed, k))
-        return torch.stack([self._crop(rng) for _ in range(self._config.batch_size)])
+        """Batch number k, float32 `[batch_size, C, side, side]`; of several ranks one's slice."""
+        ours = range(self._config.batch_size)[ranks.slice_of(self._size)]
+        seeds = [(self._config.seed, k, index) for index in ours]
+        return torch.stack([self._crop(np.random.default_rng(seed)) for seed in seeds])
 
     def batches(self, first: int, last: int) -> Iterator[Tensor]:
         """Batches `first` to `last - 1`; the next one is read while the current one is used."""

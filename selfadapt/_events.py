@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from torch import Tensor
 from tqdm import tqdm
 
+from selfadapt import _ranks as ranks
 from selfadapt._errors import RunCancelledError
 from selfadapt._predict import Labels
 
@@ -70,6 +71,7 @@ class Teller:
 
     def __init__(self, *, progress: bool, callback: Callback | None = None) -> None:
         self._progress, self._callback = progress, callback
+        self._cancel = False
         self._bar: tqdm[Any] | None = None
         self._shown: dict[str, str] = {}
 
@@ -79,9 +81,13 @@ class Teller:
         Raises:
             RunCancelledError: the callback wants it.
         """
-        if self._progress:
-            self._draw(event)
-        if self._callback is not None and self._callback(event) is True:
+        if ranks.rank() == 0:
+            if self._progress:
+                self._draw(event)
+            self._cancel |= self._callback is not None and self._callback(event) is True
+        # several processes agree at looks: no step waits for the others' word
+        agree = ranks.count() == 1 or event.kind == "look"
+        if agree and ranks.first(lambda: self._cancel):
             raise RunCancelledError("cancelled before there was anything to return.")
 
     def _draw(self, event: Event) -> None:

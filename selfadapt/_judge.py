@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from selfadapt import _ranks as ranks
 from selfadapt._adapter import Adapter
 from selfadapt._errors import ConfigError, OutputError
 from selfadapt._events import Preview
@@ -125,10 +126,8 @@ class Judge:
             ConfigError: a monitor that was asked for cannot see anything (first look only).
         """
         self._prepare(adapter, model)
-        seen = [
-            views(adapter, model, pixels, window.size)
-            for pixels, window in zip(self._pixels, self.windows, strict=True)
-        ]
+        pairs = ranks.share(list(zip(self._pixels, self.windows, strict=True)))
+        seen = ranks.unite([views(adapter, model, pixels, w.size) for pixels, w in pairs])
         if self._first is None:
             for monitor in self._asked:
                 monitor.check(adapter, [view.plain for view in seen])

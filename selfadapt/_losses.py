@@ -7,11 +7,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from selfadapt import _ranks as ranks
+
 
 def masked_mean(loss: Tensor, mask: Tensor, inside: Tensor | None = None) -> Tensor:
     """One term of Eq. 1, `loss * M` averaged over **all** pixels, or over those of objects.
 
     Masked pixels contribute zero, so that a batch that is trusted little also moves little.
+
+    Of a batch that several processes share, the mean of theirs is the term of all of it.
 
     Args:
         loss: `[B, K, H, W]`.
@@ -21,7 +25,7 @@ def masked_mean(loss: Tensor, mask: Tensor, inside: Tensor | None = None) -> Ten
     masked = loss * mask
     if inside is None:
         return masked.mean()
-    return (masked * inside).mean() / inside.mean().clamp(min=1e-3)
+    return (masked * inside).mean() / ranks.mean(inside.mean()).clamp(min=1e-3)
 
 
 class _L2SP(torch.autograd.Function):

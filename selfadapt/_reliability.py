@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from selfadapt import _ranks as ranks
+
 MAX_SAMPLE = 2**16
 """Percentiles are taken over at most about that many values, on a regular lattice of pixels."""
 WITHOUT_SIGN = 2**31 - 1
@@ -17,7 +19,7 @@ WITHOUT_SIGN = 2**31 - 1
 
 
 def group_quantiles(doubt: Tensor, group: Tensor, groups: int, shares: Tensor) -> Tensor:
-    """Per group the smallest value that `shares` of its members do not exceed.
+    """Per group the smallest value that `shares` of its members, on all ranks, do not exceed.
 
     Args:
         doubt: `[B, K, H, W]`.
@@ -28,9 +30,9 @@ def group_quantiles(doubt: Tensor, group: Tensor, groups: int, shares: Tensor) -
     Returns:
         `[Q, groups]`; NaN for a group without members.
     """
-    stride = math.ceil(math.sqrt(max(1.0, doubt.numel() / MAX_SAMPLE)))
-    doubt = doubt[..., ::stride, ::stride].flatten()
-    group = group[..., ::stride, ::stride].flatten()
+    stride = math.ceil(math.sqrt(max(1.0, ranks.count() * doubt.numel() / MAX_SAMPLE)))
+    doubt = ranks.gather(doubt[..., ::stride, ::stride].flatten())
+    group = ranks.gather(group[..., ::stride, ::stride].flatten())
     # one sort by group, then by doubt: the bits of numbers from 0 up are in their order
     bits = doubt.float().clamp(min=0).view(torch.int32).long() & WITHOUT_SIGN
     ordered = ((group.long() << 32) | bits).sort().values

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from selfadapt import _ranks as ranks
 from selfadapt._adapter import Adapter
 from selfadapt._augment import augment
 from selfadapt._batch_norm import batch_norms, freeze_statistics, single_values_frozen
@@ -139,7 +140,7 @@ class SelfAdaptation:
         labels, masks = self._pseudo_labels(images)
         # dropout and the like draw from a stream of their own: a resumed run repeats it, and the
         # caller's random state is untouched
-        seed = int(torch.randint(2**31, (), generator=self._view_generator))
+        seed = int(torch.randint(2**31, (), generator=self._view_generator)) + ranks.rank()
         with seeded(seed, self.device):
             self._set_training()
             with single_values_frozen(self.student):
@@ -166,7 +167,11 @@ class SelfAdaptation:
         return total, info
 
     def step(self, images: Tensor) -> dict[str, Tensor]:
-        """One iteration: loss, backward, AdamW with warm-up and cosine, teacher update."""
+        """One iteration: loss, backward, AdamW with warm-up and cosine, teacher update.
+
+        Where `torch.distributed` is at work, `images` are this rank's slice of the batch, of the
+        same size on all ranks, and all end with the same weights.
+        """
         rate = learning_rate(self.iteration, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -179,6 +184,11 @@ class SelfAdaptation:
             (share * loss).backward()
             for name, value in figures.items():
                 info[name] = info[name] + share * value if name in info else share * value
+        ranks.average_gradients(self.parameters())
+        if ranks.count() > 1:
+            ranks.average(info.values())
+            if self.config.batch_norm == "batch":  # each rank has seen its slice
+                ranks.average(b for b in self.student.buffers() if b.is_floating_point())
         if self.config.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.parameters(), self.config.gradient_clip)
         self.optimizer.step()

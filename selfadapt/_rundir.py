@@ -1,8 +1,8 @@
 """What a run leaves on disk. Files appear complete or not at all (`_disk`).
 
-Folders (the model, the
-examples) are made again from the snapshots when a run is resumed: while one takes the place of
-another, both are there.
+Folders (the model, the examples) are made again from the snapshots when a run is resumed: while one
+takes the place of another, both are there. Of several ranks the first one writes, and the others
+wait for it: they read the same folder.
 """
 
 import csv
@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from selfadapt import _ranks as ranks
 from selfadapt._config import Config
 from selfadapt._disk import appearing, write_file
 from selfadapt._errors import CheckpointError, first_line
@@ -79,6 +80,9 @@ class RunDirectory:
 
     def check(self, config: Config, *, resume: bool) -> None:
         """Raise CheckpointError unless a run with these settings may use the folder."""
+        ranks.first(lambda: self._check(config, resume=resume))
+
+    def _check(self, config: Config, *, resume: bool) -> None:
         if self.path.is_file():
             raise CheckpointError(f"{str(self.path)!r} is a file: give a folder for the run.")
         self._refuse_links()
@@ -110,6 +114,9 @@ class RunDirectory:
         Raises:
             CheckpointError: another process is at work in it, or it holds another run.
         """
+        ranks.first(lambda: self._start(config, data, resume=resume))
+
+    def _start(self, config: Config, data: Mapping[str, Any], *, resume: bool) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         self._refuse_links()
         try:
@@ -119,7 +126,7 @@ class RunDirectory:
                 f"another process is at work in {str(self.path)!r}: wait for its end, or give "
                 "another folder."
             ) from None
-        self.check(config, resume=resume)  # again: it may have changed until now
+        self._check(config, resume=resume)  # again: it may have changed until now
         data = {"format": FORMAT, **data}
         versions: Any = _versions()
         if (self.path / "data.json").exists():
@@ -135,8 +142,8 @@ class RunDirectory:
         for name, text in self._notes.items():
             if name.endswith(".json") and (self.path / name).exists():
                 self._refuse_other(name, json.loads(text), "Give the same options")
-        self.write_json("config.json", config.to_dict())
-        self.write_json("data.json", data | {"versions": versions})
+        self._write("config.json", _packed(config.to_dict()))
+        self._write("data.json", _packed(data | {"versions": versions}))
         (self.path / "snapshots").mkdir(exist_ok=True)
         for left in (self.path / "snapshots").glob(".tmp*"):  # of a killed run, by safetensors
             left.unlink()
@@ -186,7 +193,7 @@ class RunDirectory:
 
     def write_json(self, name: str, data: Mapping[str, Any]) -> None:
         """Write a JSON file of the run."""
-        self._write(name, json.dumps(data, indent=2).encode())
+        ranks.first(lambda: self._write(name, _packed(data)))
 
     def read_history(self) -> list[Row]:
         """All rows so far; figures that a row does not have are left out."""
@@ -219,7 +226,7 @@ class RunDirectory:
         writer = csv.DictWriter(text, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows({**row, "iteration": int(row["iteration"])} for row in rows)
-        self._write("history.csv", text.getvalue().encode())
+        ranks.first(lambda: self._write("history.csv", text.getvalue().encode()))
 
     @property
     def begun(self) -> bool:
@@ -228,12 +235,16 @@ class RunDirectory:
 
     def begin(self) -> None:
         """From here on there is."""
-        (self.path / CHECKPOINTS).mkdir()
+        ranks.first((self.path / CHECKPOINTS).mkdir)
 
     def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint of a loop."""
-        with appearing(self.path / CHECKPOINTS / f"{name}.pt") as partial:
-            torch.save(dict(state), partial)
+
+        def save() -> None:
+            with appearing(self.path / CHECKPOINTS / f"{name}.pt") as partial:
+                torch.save(dict(state), partial)
+
+        ranks.first(save)
 
     def load_checkpoint(self, name: str) -> dict[str, Any] | None:
         """The checkpoint of a loop, or None before its first validation point."""
@@ -253,10 +264,14 @@ class RunDirectory:
 
     def save_snapshot(self, name: int | str, model: nn.Module) -> None:
         """Keep the weights of a validation point."""
-        # clones, since safetensors refuses tensors that share memory
-        tensors = {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}
-        with appearing(self._snapshot(name)) as partial:
-            save_file({name: t.contiguous() for name, t in tensors.items()}, partial)
+
+        def save() -> None:
+            # clones, since safetensors refuses tensors that share memory
+            tensors = {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}
+            with appearing(self._snapshot(name)) as partial:
+                save_file({name: t.contiguous() for name, t in tensors.items()}, partial)
+
+        ranks.first(save)
 
     def load_snapshot(self, name: int | str) -> dict[str, Tensor]:
         """The weights of a candidate: an iteration of the loop (0: initial), or its name."""
@@ -284,7 +299,7 @@ class RunDirectory:
 
     def remove_snapshot(self, name: int | str) -> None:
         """Weights that are not needed any more."""
-        self._snapshot(name).unlink(missing_ok=True)
+        ranks.first(lambda: self._snapshot(name).unlink(missing_ok=True))
 
     def snapshots(self) -> list[int | str]:
         """Of which there are weights: iterations, 0 being the initial model, then names."""
@@ -298,6 +313,10 @@ class RunDirectory:
 
     def _write(self, name: str, data: bytes) -> None:
         write_file(self.path / name, data)
+
+
+def _packed(data: Mapping[str, Any]) -> bytes:
+    return json.dumps(data, indent=2).encode()
 
 
 def _versions() -> dict[str, str]:
