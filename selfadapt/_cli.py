@@ -1,13 +1,12 @@
 """The shell: selfadapt demo | adapt | segment | evaluate | check | calibrate | report | ..."""
 
 import argparse
-import io
 import json
 import math
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import fields
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import tifffile
 from tqdm import tqdm
 
 from selfadapt._adapt import adapt
@@ -28,6 +26,7 @@ from selfadapt._disk import write_file
 from selfadapt._errors import ConfigError, ImageError, OutputError, SelfAdaptError
 from selfadapt._events import Teller
 from selfadapt._images import open_images
+from selfadapt._labels import FORMATS, check_format, read_note, write_labels
 from selfadapt._lazy import LazyImage
 from selfadapt._masks import pair, refuse_masks
 from selfadapt._matching import Matches, match
@@ -172,23 +171,27 @@ def _criterion(stop: str, tau: float | None) -> Monitor | Literal["auto"] | None
 
 
 def _segment(words: Sequence[str]) -> None:
-    """Write the instances of each image as a label TIFF."""
+    """Write the instances of each image: as label TIFF, OME-Zarr, GeoJSON or ImageJ ROIs."""
     parser, kind = model_parser("segment", _segment.__doc__, words)
     parser.add_argument("--out", type=str, required=True, help="folder to write to")
+    names = Literal["tiff", "ome-zarr", "geojson", "roi"]
+    parser.add_argument("--format", type=names, default="tiff", help="of the files in --out")
     parser.add_argument("--resume", action="store_true", help="go on where --out was left")
     options = parser.parse_args(words)
     _refuse_empty(options.out)
+    check_format(options.format)
+    made = FORMATS[options.format]
     out = Path(options.out)
     sources = open_images(options.images, channel_axis=options.channel_axis)
     refuse_masks(sources)
-    files = [out / f"{stem}.tif" for stem in _by_stem(sources)]
+    files = [out / f"{stem}{made.suffix}" for stem in _by_stem(sources)]
     there = {file for file in files if file.exists()}
     if there and not options.resume:
         raise ImageError(f"{str(min(there))!r} exists already: give a new folder, or --resume.")
     adapter, told = _ready(kind, options, sources)
     told = json.loads(json.dumps(told))  # tuples are lists in a file
     for file in sorted(there):
-        if not _provenance(file).items() >= told.items():
+        if not read_note(file, made).items() >= told.items():
             raise ImageError(
                 f"{str(file)!r} was made by another model or with other options: give the same to "
                 "go on (--resume), or a new folder."
@@ -201,7 +204,7 @@ def _segment(words: Sequence[str]) -> None:
             pixels = source.read()
             image = {"image": checksum(pixels)}
             if file in there:
-                if not _provenance(file).items() >= image.items():
+                if not read_note(file, made).items() >= image.items():
                     raise ImageError(
                         f"{source} is not what {str(file)!r} was made of: remove that to have it "
                         "made again."
@@ -211,21 +214,9 @@ def _segment(words: Sequence[str]) -> None:
         except (ImageError, OutputError) as error:
             bad[str(source)] = error
             continue
-        kept = labels.astype(np.uint16) if labels.max(initial=0) < 2**16 else labels
-        packed = io.BytesIO()
-        description = json.dumps(told | image)
-        tifffile.imwrite(packed, kept, compression="zlib", description=description, metadata=None)
-        write_file(file, packed.getvalue())
+        write_labels(file, made, labels, told | image)
     print(f"{len(files) - len(bad)} label image(s) in {out}")
     _refuse_bad(bad, len(sources))
-
-
-def _provenance(file: Path) -> dict[str, Any]:
-    """Of what a label image was made; nothing is known of other files."""
-    with suppress(Exception), tifffile.TiffFile(file) as tiff:
-        told = json.loads(tiff.pages.first.description)
-        return told if isinstance(told, dict) else {}
-    return {}
 
 
 def _refuse_empty(out: str) -> None:
