@@ -1,5 +1,6 @@
-"""What `segment` writes: read back, it is what was found."""
+"""What `segment` and `evaluate` write: read back, it is what was found."""
 
+import csv
 import json
 import sys
 import zipfile
@@ -318,3 +319,116 @@ def test_ome_zarr_labels_serve_as_masks(images, found, tmp_path, capsys):
     scores = json.loads(capsys.readouterr().out)
     total = sum(len(np.unique(labels)) - 1 for labels in found.values())
     assert (scores["ap50"], scores["images"], scores["instances"]) == (1.0, 3, total)
+
+
+@pytest.fixture
+def hand_counted(images, found, tmp_path):
+    """Images and masks of which each count is known, and how many are found in the first two."""
+    folder, masks = tmp_path / "images", tmp_path / "masks"
+    folder.mkdir()
+    masks.mkdir()
+    for path in images.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "damaged.tif").write_bytes(b"II*\0damaged")
+    first = found["cell 0"].copy()
+    background = np.argwhere(first == 0)
+    first[first == 1] = 0  # found, and not in the mask
+    first[tuple(background[0])] = 900  # in the mask, and not found
+    of_masks = {
+        "cell 0": first,
+        "cell 1": np.zeros_like(first),
+        "damaged": first,
+        "empty": np.zeros_like(first),
+    }
+    for stem, labels in of_masks.items():
+        tifffile.imwrite(masks / f"{stem}.tif", labels)
+    counts = [len(np.unique(found[f"cell {k}"])) - 1 for k in range(2)]
+    return folder, masks, *counts
+
+
+def test_the_table_counts_as_by_hand(hand_counted, tmp_path, capsys):
+    folder, masks, first, second = hand_counted
+    file = tmp_path / "table.csv"
+    words = ["--images", str(folder), "--masks", str(masks), "--table", str(file)]
+    assert main(["evaluate", *DEMO, *words]) == 2
+    captured = capsys.readouterr()
+    assert "1 of 4 image(s) could not be used: damaged.tif" in captured.err
+    scores = json.loads(captured.out)
+    assert set(scores) == {
+        "ap50", "ap50_image_mean", "ap", "precision50", "recall50", "images", "instances",
+        "left_out",
+    }  # fmt: skip
+    with file.open(newline="", encoding="utf-8") as text:
+        table = {row.pop("image"): row for row in csv.DictReader(text)}
+    assert list(table) == ["cell 0.tif", "cell 1.tif", "damaged.tif", "empty.tif"]
+    tp = first - 1
+    ap, each = tp / (tp + 2), tp / first
+    assert table["cell 0.tif"] == {
+        "ap50": f"{round(ap, 4)}", "precision50": f"{round(each, 4)}",
+        "recall50": f"{round(each, 4)}", "f1_50": f"{round(each, 4)}",
+        "tp50": f"{tp}", "fp50": "1", "fn50": "1", "ap_mean": f"{round(ap, 4)}",
+        "instances": f"{first}", "found": f"{first}", "left_out": "",
+    }  # fmt: skip
+    assert table["cell 1.tif"] == {
+        "ap50": "0.0", "precision50": "0.0", "recall50": "", "f1_50": "0.0",
+        "tp50": "0", "fp50": f"{second}", "fn50": "0", "ap_mean": "0.0",
+        "instances": "0", "found": f"{second}", "left_out": "",
+    }  # fmt: skip
+    counts = ("tp50", "fp50", "fn50", "instances", "found")
+    assert table["empty.tif"] == dict.fromkeys(table["empty.tif"], "") | dict.fromkeys(counts, "0")
+    left_out = table["damaged.tif"]
+    assert left_out.pop("left_out").startswith("damaged.tif holds no image")
+    assert set(left_out.values()) == {""}
+    pooled = [sum(int(row[key] or 0) for row in table.values()) for key in counts[:3]]
+    assert scores["ap50"] == round(pooled[0] / sum(pooled), 4)
+
+
+def test_the_mean_ap_of_the_table_is_over_all_thresholds(images, found, tmp_path):
+    (tmp_path / "masks").mkdir()
+    for stem, labels in found.items():
+        shifted = np.roll(labels, 1, 0)
+        tifffile.imwrite(tmp_path / "masks" / f"{stem}.tif", shifted)
+    words = ["--images", str(images), "--masks", str(tmp_path / "masks"), "--json"]
+    files = tmp_path / "scores.json", tmp_path / "table.csv"
+    one = tmp_path / "one"
+    one.mkdir()
+    (one / "cell 0.tif").write_bytes((images / "cell 0.tif").read_bytes())
+    words[1] = str(one)
+    assert main(["evaluate", *DEMO, *words, str(files[0]), "--table", str(files[1])]) == 0
+    scores = json.loads(files[0].read_text())
+    (row,) = csv.DictReader(files[1].read_text().splitlines())
+    assert float(row["ap50"]) == scores["ap50"]
+    mean = sum(scores["ap"].values()) / 10
+    assert mean < scores["ap50"]
+    assert float(row["ap_mean"]) == pytest.approx(mean, abs=1e-4)
+
+
+def test_of_images_that_are_all_bad_the_table_says_why(hand_counted, tmp_path):
+    folder, masks, *_ = hand_counted
+    file = tmp_path / "table.csv"
+    words = ["--images", str(folder), "--masks", str(masks), "--table", str(file)]
+    for path in masks.iterdir():
+        tifffile.imwrite(path, np.ones((5, 5), np.uint8))
+    assert main(["evaluate", *DEMO, *words]) == 2
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    assert [row["left_out"][:7] for row in rows] == ["the mas", "the mas", "damaged", "the mas"]
+
+
+@pytest.mark.parametrize("flag", ["--table", "--json"])
+def test_a_place_for_scores_is_looked_at_before_work_and_no_folder_is_lost(
+    flag, images, found, tmp_path, capsys
+):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").write_text("kept")
+    words = ["evaluate", *DEMO, "--images", str(images), "--masks", str(kept)]
+    for stem, labels in found.items():
+        tifffile.imwrite(kept / f"{stem}.tif", labels)
+    for path, message in ((kept, "is a folder"), (kept / "no" / "x", "there is no folder for")):
+        assert main([*words, flag, str(path)]) == 2
+        captured = capsys.readouterr()
+        assert message in captured.err
+        assert not captured.out
+    assert (kept / "file").read_text() == "kept"
+    assert main([*words, "--table", str(kept / "x"), "--json", str(kept / "x")]) == 2
+    assert "are one file" in capsys.readouterr().err
