@@ -4,12 +4,11 @@ import argparse
 import io
 import json
 import logging
-import math
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import tifffile
 from torch.distributed import is_torchelastic_launched
 from tqdm import tqdm
 
@@ -31,6 +29,7 @@ from selfadapt._disk import write_file
 from selfadapt._errors import ConfigError, ImageError, OutputError, SelfAdaptError
 from selfadapt._events import Teller
 from selfadapt._images import open_images
+from selfadapt._labels import FORMATS, check_format, read_note, write_labels
 from selfadapt._lazy import LazyImage
 from selfadapt._masks import pair, refuse_masks
 from selfadapt._matching import Matches, match
@@ -41,10 +40,10 @@ from selfadapt._options import ORIGIN, make_parser, model_parser, open_model, op
 from selfadapt._registry import adapters
 from selfadapt._report import write_report
 from selfadapt._rundir import RunDirectory
+from selfadapt._scores import IOUS, Row, summarise, to_csv
 
 NOT_TRUSTED = 3
 """Exit code where the verdict is that a network is not to be trusted."""
-IOUS = tuple(round(0.5 + 0.05 * k, 2) for k in range(10))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -189,23 +188,27 @@ def _criterion(stop: str, tau: float | None) -> Monitor | Literal["auto"] | None
 
 
 def _segment(words: Sequence[str]) -> None:
-    """Write the instances of each image as a label TIFF."""
+    """Write the instances of each image: as label TIFF, OME-Zarr, GeoJSON or ImageJ ROIs."""
     parser, kind = model_parser("segment", _segment.__doc__, words)
     parser.add_argument("--out", type=str, required=True, help="folder to write to")
+    names = Literal["tiff", "ome-zarr", "geojson", "roi"]
+    parser.add_argument("--format", type=names, default="tiff", help="of the files in --out")
     parser.add_argument("--resume", action="store_true", help="go on where --out was left")
     options = parser.parse_args(words)
     _refuse_empty(options.out)
+    check_format(options.format)
+    made = FORMATS[options.format]
     out = Path(options.out)
     sources = open_images(options.images, channel_axis=options.channel_axis)
     refuse_masks(sources)
-    files = [out / f"{stem}.tif" for stem in _by_stem(sources)]
+    files = [out / f"{stem}{made.suffix}" for stem in _by_stem(sources)]
     there = {file for file in files if file.exists()}
     if there and not options.resume:
         raise ImageError(f"{str(min(there))!r} exists already: give a new folder, or --resume.")
     adapter, told = _ready(kind, options, sources)
     told = json.loads(json.dumps(told))  # tuples are lists in a file
     for file in sorted(there):
-        if not _provenance(file).items() >= told.items():
+        if not read_note(file, made).items() >= told.items():
             raise ImageError(
                 f"{str(file)!r} was made by another model or with other options: give the same to "
                 "go on (--resume), or a new folder."
@@ -218,7 +221,7 @@ def _segment(words: Sequence[str]) -> None:
             pixels = source.read()
             image = {"image": checksum(pixels)}
             if file in there:
-                if not _provenance(file).items() >= image.items():
+                if not read_note(file, made).items() >= image.items():
                     raise ImageError(
                         f"{source} is not what {str(file)!r} was made of: remove that to have it "
                         "made again."
@@ -228,21 +231,9 @@ def _segment(words: Sequence[str]) -> None:
         except (ImageError, OutputError) as error:
             bad[str(source)] = error
             continue
-        kept = labels.astype(np.uint16) if labels.max(initial=0) < 2**16 else labels
-        packed = io.BytesIO()
-        description = json.dumps(told | image)
-        tifffile.imwrite(packed, kept, compression="zlib", description=description, metadata=None)
-        write_file(file, packed.getvalue())
+        write_labels(file, made, labels, told | image)
     print(f"{len(files) - len(bad)} label image(s) in {out}")
     _refuse_bad(bad, len(sources))
-
-
-def _provenance(file: Path) -> dict[str, Any]:
-    """Of what a label image was made; nothing is known of other files."""
-    with suppress(Exception), tifffile.TiffFile(file) as tiff:
-        told = json.loads(tiff.pages.first.description)
-        return told if isinstance(told, dict) else {}
-    return {}
 
 
 def _refuse_empty(out: str) -> None:
@@ -300,6 +291,7 @@ def _evaluate(words: Sequence[str]) -> None:
     parser, kind = model_parser("evaluate", _evaluate.__doc__, words)
     parser.add_argument("--masks", type=str, required=True, help="label images, named as images")
     parser.add_argument("--json", type=str | None, help="file that the scores are written to")
+    parser.add_argument("--table", type=str | None, help="CSV file, a row for each image")
     options = parser.parse_args(words)
     sources = open_images(options.images, channel_axis=options.channel_axis)
     refuse_masks(sources)
@@ -308,16 +300,24 @@ def _evaluate(words: Sequence[str]) -> None:
         raise ImageError(f"{options.masks!r} is the image itself: give its masks.")
     ours, others = (path if path.is_dir() else path.parent for path in (where, theirs))
     masks = pair(sources, open_images(options.masks, labels=True), one_folder=ours == others)
-    _check_json(options.json)
+    _check_file("--json", options.json)
+    _check_file("--table", options.table)
+    if options.table and options.table == options.json:
+        raise ConfigError(f"--json and --table are one file, {options.table!r}: give two.")
     adapter, _ = _ready(kind, options, sources)
     per_image = []
+    rows: list[Row] = []
     bad: dict[str, SelfAdaptError] = {}
     for source, mask in tqdm(list(zip(sources, masks, strict=True)), unit="image", leave=False):
         try:
             found = _segment_pixels(adapter, source.read(), source)
             per_image.append(_matches(mask, source, found))
+            rows.append((str(source), per_image[-1]))
         except (ImageError, OutputError) as error:
             bad[str(source)] = error
+            rows.append((str(source), str(error)))
+    if options.table:
+        write_file(Path(options.table), to_csv(rows))
     if not per_image:
         _refuse_bad(bad, len(sources))
     scores = json.dumps(summarise(per_image) | {"left_out": list(bad)}, indent=2)
@@ -342,37 +342,13 @@ def _matches(mask: LazyImage, source: LazyImage, found: Any) -> list[Matches]:
         raise ImageError(f"the mask of {source}: {error}") from None
 
 
-def summarise(per_image: Sequence[Sequence[Matches]]) -> dict[str, Any]:
-    """Scores of `evaluate` from the matches of each image at the thresholds `IOUS`.
-
-    `ap` and `ap50` pool the counts of all images; `ap50_image_mean` averages the images' AP.
-    Scores of nothing (no instance on either side) are null.
-    """
-    pooled = [sum(column, Matches()) for column in zip(*per_image, strict=True)]
-    means = [matches[0].ap for matches in per_image if not math.isnan(matches[0].ap)]
-    at50 = pooled[0]
-    return {
-        "ap50": _number(at50.ap),
-        "ap50_image_mean": _number(float(np.mean(means)) if means else math.nan),
-        "ap": {str(iou): _number(counts.ap) for iou, counts in zip(IOUS, pooled, strict=True)},
-        "precision50": _number(at50.precision),
-        "recall50": _number(at50.recall),
-        "images": len(per_image),
-        "instances": at50.tp + at50.fn,
-    }
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else round(value, 4)
-
-
 def _check(words: Sequence[str]) -> bool:
     """Say without labels how well a model works on images."""
     parser, kind = model_parser("check", _check.__doc__, words)
     parser.add_argument("--windows", type=int, default=24, help="how many windows are looked at")
     parser.add_argument("--json", type=str | None, help="file that the estimate is written to")
     options = parser.parse_args(words)
-    _check_json(options.json)
+    _check_file("--json", options.json)
     adapter = open_model(kind, options)[0]
     quality = estimate_quality(
         adapter, options.images, windows=options.windows, channel_axis=options.channel_axis
@@ -389,7 +365,7 @@ def _calibrate(words: Sequence[str]) -> bool:
     parser, kind = model_parser("calibrate", _calibrate.__doc__, words)
     parser.add_argument("--json", type=str | None, help="file for all that was tried")
     options = parser.parse_args(words)
-    _check_json(options.json)
+    _check_file("--json", options.json)
     sources = open_images(options.images, channel_axis=options.channel_axis)
     with Teller(progress=True) as tell:
         calibration = search(open_model(kind, options)[0], sources, tell)
@@ -410,9 +386,14 @@ def _calibrate(words: Sequence[str]) -> bool:
     return quality.trusted
 
 
-def _check_json(path: str | None) -> None:
-    if path and not Path(path).absolute().parent.is_dir():
-        raise ConfigError(f"there is no folder for --json {path!r}.")
+def _check_file(flag: str, path: str | None) -> None:
+    """Raise ConfigError for a file that could not be written, or would take a folder's place."""
+    if not path:
+        return
+    if Path(path).is_dir() or "\0" in path:
+        raise ConfigError(f"{flag} {path!r} is a folder, or no name of a file: give one.")
+    if not Path(path).absolute().parent.is_dir():
+        raise ConfigError(f"there is no folder for {flag} {path!r}.")
 
 
 def _report(words: Sequence[str]) -> None:

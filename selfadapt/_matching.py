@@ -43,6 +43,11 @@ class Matches:
         return _ratio(self.tp, self.tp + self.fn)
 
     @property
+    def f1(self) -> float:
+        """2 TP / (2 TP + FP + FN)."""
+        return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
+
+    @property
     def fn_rate(self) -> float:
         """FN / (TP + FN), Eq. 3."""
         return _ratio(self.fn, self.tp + self.fn)
