@@ -1,7 +1,7 @@
 """Label images that were given where images were meant."""
 
 import re
-from collections.abc import Collection, Container, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,63 +11,79 @@ from selfadapt._errors import ImageError
 from selfadapt._lazy import LazyImage, failing
 from selfadapt._normalize import Image, is_constant
 
+Key = tuple[str, ...]
+"""Words of a file's name, in small letters: cell, 1."""
+
 
 def _listed(words: str) -> frozenset[str]:
-    return frozenset(" ".join(word.split()) for word in words.split(","))
-
-
-MADE = _listed(
-    """
-    annotation, annotations, binary, boundaries, boundary, boundary probabilities, cell mask,
-    cell masks, cellprob, contours, cp flows, cp masks, cp masks copy, cp masks overlay, cp
-    outlines, cp output, cp probs, cp style, dist, distance, dp, dp cp masks, flows, flows cp
-    masks, ground truth, groundtruth, gt, heatmap, inst, instance, instances, label, label
-    image, labeled, labelids, labelled, labels, labels instances, lbl, lbl morpho, lbls,
-    logits, manual, mask, masks, masks overlay, multicut segmentation, napari labels, nuclei
-    mask, nuclei masks, object identities, object predictions, object probabilities, objects,
-    omnipose, outline, outlined, outlines, overlay, overlay outlines, overlayoutlines, pred,
-    prediction, predictions, preds, preview, prob, probabilities, probabilities stage 2,
-    probability, probs, screenshot, seg, segmentation, segmentation mask, segmentation
-    predictions, segmentations, segmented, semantic, simple segmentation, simple segmentation
-    stage 2, softmax, stardist, stardist labels, thumb, thumbnail, tracking result,
-    uncertainty, watershed
-    """
-)
-"""What Cellpose, ilastik and people add to the name of an image for what is made of it."""
+    return frozenset(words.split())
 
 
 LABELS = _listed(
     """
-    annotation, annotations, cell mask, cell masks, cp masks, ground truth, groundtruth, gt,
-    inst, instance, instances, label, label image, labeled, labelled, labels, labels
-    instances, lbl, lbls, manual, mask, masks, nuclei mask, nuclei masks, object identities,
-    seg, segmentation, segmentation mask, segmentations, stardist labels
+    annotated annotation annotations groundtruth gt identities inst instance instances label
+    labeled labelled labels lbl lbls manual mask masks objects seg segmentation segmentations
+    segmented truth
     """
 )
-"""Of these, what holds labels."""
+"""What people and programs add to the name of an image for the labels of its instances."""
+OTHERS = _listed(
+    """
+    binary boundaries boundary cellprob contour contours dist distance dp flow flows heatmap
+    instanseg labelids logits morpho omnipose outline outlined outlines overlay overlayoutlines
+    pred prediction predictions preds preview prob probabilities probability probs screenshot
+    semantic softmax stardist style thumb thumbnail tracking uncertainty watershed
+    """
+)
+"""The same for what else is made of it, by Cellpose, ilastik and others."""
+BESIDE = _listed(
+    "cell cells copy count cp ground image map multicut napari nuclei object of output result "
+    "simple stage"
+)
+"""Words that may stand beside these, and numbers."""
+IMAGE = _listed("im image images img input original photo raw")
+"""What may be added to the name of the image itself."""
 
 
 def made_of(names: Collection[str]) -> set[str]:
-    """Those that are called as another one of them, and then as what is made of images.
+    """Those that are called as another one of them, and as what is made of images.
 
-    >>> made_of(["cell_1.tif", "cell_1_cp_masks.png"])
-    {'cell_1_cp_masks.png'}
+    >>> sorted(made_of(["cell_1.tif", "cell_1_cp_masks.png", "Mask of cell_1.tif", "2.tif"]))
+    ['Mask of cell_1.tif', 'cell_1_cp_masks.png']
+    >>> made_of(["0_img.png", "0_masks.png"])
+    {'0_masks.png'}
     """
-    stems = {_stem(name) for name in names}
-    return {name for name in names if not stems.isdisjoint(_bases(name, MADE))}
+    keys = {key for name in names for key in _image_keys(name)}
+    return {name for name in names if not keys.isdisjoint(_bases(name, LABELS | OTHERS))}
 
 
-def _bases(name: str, words: Container[str]) -> Iterator[str]:
-    """What may be the stem of the image that a file is made of."""
-    stem = _stem(name)
-    for at in range(1, len(stem)):
-        if not stem[at].isalnum() and _words(stem[at:]) in words:
-            yield stem[:at].removesuffix(".ome")
+def _image_keys(name: str) -> Iterator[Key]:
+    """Of an image's name: all words, and those without one that only says what it is."""
+    key = _key(name)
+    yield key
+    if len(key) > 1:
+        if key[-1] in IMAGE:
+            yield key[:-1]
+        if key[0] in IMAGE:
+            yield key[1:]
+
+
+def _bases(name: str, said: Collection[str]) -> Iterator[Key]:
+    """What the image may be called that a file is made of: the name without what it says."""
+    key = _key(name)
+    for at in range(1, len(key)):
+        for words, base in ((key[at:], key[:at]), (key[:at], key[at:])):
+            told = [word for word in words if not word.isdecimal()]
+            if any(word in said for word in told) and all(w in said or w in BESIDE for w in told):
+                yield base
+
+
+def _key(name: str) -> Key:
+    return tuple(w for w in re.findall(r"[^\W_]+", _stem(name).lower()) if w != "ome")
 
 
 def _stem(name: str) -> str:
-    stem = Path(name).stem
-    return stem.removesuffix(".ome").lower()
+    return Path(name).stem.removesuffix(".ome")
 
 
 def pair(
@@ -83,16 +99,11 @@ def pair(
         one_folder: whether both lie in one folder, in which a name alone says nothing.
 
     Raises:
-        ImageError: an image has no mask, or a file has more or fewer of them than images.
+        ImageError: an image has no mask, or several, or a file has more or fewer of them than
+            images.
     """
     ours, theirs = _by_file(sources), _by_file(masks)
-    taken: dict[str, str] = {}
-    for name in sorted(theirs):
-        for stem in _bases(name, LABELS):
-            taken.setdefault(stem, name)
-        if not one_folder:
-            taken[_stem(name)] = name
-    names = [taken.get(_stem(name)) for name in ours]
+    names = _matched(list(ours), list(theirs), one_folder=one_folder)
     by_place = len(sources) == len(masks) and 1 in (len(ours), len(theirs))
     by_place &= not one_folder or ours.keys().isdisjoint(theirs)
     if by_place and not any(names):
@@ -120,6 +131,30 @@ def pair(
     return paired
 
 
+def _matched(ours: Sequence[str], theirs: Sequence[str], *, one_folder: bool) -> list[str | None]:
+    """The file of masks of each file of images, or None."""
+    exact: dict[str, list[str]] = {}
+    loose: dict[str, list[str]] = {}
+    made: dict[Key, list[str]] = {}
+    for name in theirs:
+        if not one_folder:
+            exact.setdefault(_stem(name), []).append(name)
+            loose.setdefault(_stem(name).lower(), []).append(name)
+        for key in set(_bases(name, LABELS)):
+            made.setdefault(key, []).append(name)
+    found: list[str | None] = []
+    for name in ours:
+        by_words = {other for key in _image_keys(name) for other in made.get(key, ())} - {name}
+        stem = _stem(name)
+        candidates = exact.get(stem) or loose.get(stem.lower()) or sorted(by_words)
+        if len(candidates) > 1:
+            raise ImageError(
+                f"{name} has several masks, {' and '.join(candidates[:2])}: leave one of them."
+            )
+        found.append(candidates[0] if candidates else None)
+    return found
+
+
 def _by_number(name: str) -> list[tuple[bool, int, str]]:
     """An order in which 9 comes before 10."""
     parts = re.split(r"(\d+)", name)
@@ -131,10 +166,6 @@ def _by_file(sources: Sequence[LazyImage]) -> dict[str, list[LazyImage]]:
     for source in sources:
         files.setdefault(source.name, []).append(source)
     return files
-
-
-def _words(text: str) -> str:
-    return " ".join(re.split(r"[\W_]+", text.lower())).strip()
 
 
 def refuse_masks(sources: Sequence[LazyImage]) -> None:

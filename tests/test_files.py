@@ -374,12 +374,47 @@ def test_what_lies_beside_images_is_left_out(tmp_path, caplog):
     ("name", "made"),
     [
         ("cell1.tif", False), ("cell_2.tif", False), ("cell_mask.tif", True),
-        ("cell_masks_2.tif", False), ("cellmask.tif", False), ("mask.tif", False),
+        ("cell_masks_2.tif", True), ("cellmask.tif", False), ("mask.tif", False),
+        ("Mask of cell.tif", True), ("Count Masks of cell.tif", True), ("cell_map.tif", False),
+        ("Outlines of cell.tif", True), ("mask_cell.tif", True), ("labels-cell.tif", True),
+        ("cell_outlines_cp_masks.png", True), ("cell_cp_output_cp_masks.png", True),
+        ("cell_pred_mask.tif", True), ("cell_GT_mask.tif", True), ("cell_prob_map.tif", True),
+        ("cell_instanseg_prediction.tif", True), ("cell_seg_overlay.png", True),
+        ("cell_flow.tif", True), ("cell_label_free.tif", False), ("cell_object.tif", False),
+        ("label-free cell.tif", False), ("masks cell1 free.tif", False),
         ("other_mask.tif", False),
     ],
 )  # fmt: skip
 def test_names_of_what_is_made_of_images(name, made):
     assert (name in made_of(["cell.png", "cell1.tif", name])) == made
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [("000_img.tif", "000_masks.tif"), ("img_0.tif", "mask_0.tif"), ("raw-7.tif", "7_seg.tif"),
+     ("Image 3.tif", "GT 3.tif"), ("a_0_raw.tif", "a_0_mask.tif")],
+)  # fmt: skip
+def test_names_that_say_image_pair_with_those_that_say_mask(tmp_path, image, mask):
+    for name, value in ((image, 1), (mask, 2)):
+        tifffile.imwrite(tmp_path / name, np.full((40, 50), value))
+    images, masks = open_images(tmp_path), open_images(tmp_path, labels=True)
+    assert [each.name for each in images] == [image]
+    (paired,) = pair(images, masks, one_folder=True)
+    assert paired.read().min() == 2
+
+
+def test_two_masks_of_one_image_are_named_and_case_tells_files_apart(tmp_path):
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    for folder in (images, masks):
+        folder.mkdir()
+        for k, name in enumerate(("A.tif", "a.tif", "b.tif")):
+            tifffile.imwrite(folder / name, np.full((40, 50), k, np.uint8))
+    paired = pair(open_images(images), open_images(masks, labels=True), one_folder=False)
+    assert [mask.read().max() for mask in paired] == [0, 1, 2]
+    (masks / "b.tif").rename(masks / "b_masks.tif")
+    tifffile.imwrite(masks / "b_cp_masks.tif", np.zeros((40, 50), np.uint8))
+    with pytest.raises(ImageError, match=r"b\.tif has several masks, b_cp_masks\.tif and b_masks"):
+        pair(open_images(images), open_images(masks, labels=True), one_folder=False)
 
 
 # --- bad files among good ones -------------------------------------------------------------------
