@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from selfadapt._errors import ConfigError, ImageError, ModelError, OutputError
-from selfadapt._input import Input, prepare
+from selfadapt._input import Input, prepare, refuse_not_finite
 from selfadapt._lazy import LazyImage
 from selfadapt._network import check_network
 from selfadapt._normalize import (
@@ -195,13 +195,14 @@ class Adapter(ABC):
         check_network(getattr(self, "model", None), finite=False)
         pixels = as_channels_first(image, channel_axis)
         size = pixels.shape[1], pixels.shape[2]
+        refuse_not_finite(pixels, "the image")
         if self.can_decode and is_constant(pixels):  # a black frame: nothing to normalise or find
             return np.zeros(size, np.int32)
         prepared = prepare(self, pixels, "the image")
         found = predict(self, self.model, prepared, size)
         if found.instances is None:
             raise no_decode(self)
-        refuse_not_finite(found.outputs.values())
+        refuse_broken(found.outputs.values())
         return found.instances
 
     def save(self, path: str | Path) -> None:
@@ -280,7 +281,7 @@ def _is_auto(value: Any) -> bool:
     return isinstance(value, str) and value == "auto"
 
 
-def refuse_not_finite(outputs: Iterable[Tensor]) -> None:
+def refuse_broken(outputs: Iterable[Tensor]) -> None:
     """Raise OutputError if a network has given NaN or infinity."""
     if not all(bool(output.isfinite().all()) for output in outputs):
         raise OutputError(

@@ -199,6 +199,11 @@ def _segment(words: Sequence[str]) -> None:
     check_format(options.format)
     made = FORMATS[options.format]
     out = Path(options.out)
+    if out.resolve() == Path(options.images).resolve():
+        raise ConfigError(
+            "--out is the folder of the images, among which labels would be taken "
+            "for some: give another one."
+        )
     sources = open_images(options.images, channel_axis=options.channel_axis)
     refuse_masks(sources)
     files = [out / f"{stem}{made.suffix}" for stem in _by_stem(sources)]
@@ -243,10 +248,11 @@ def _refuse_empty(out: str) -> None:
 
 def _refuse_bad(bad: Mapping[str, SelfAdaptError], of: int) -> None:
     """Raise for images that could not be used, now that the others are done."""
+    for error in list(bad.values())[1:]:
+        print(f"selfadapt: {error}", file=sys.stderr)
     if bad:
         raise ImageError(
             f"{len(bad)} of {of} image(s) could not be used: {next(iter(bad.values()))}"
-            + (f" Others: {', '.join(list(bad)[1:4])}." if len(bad) > 1 else "")
         )
 
 
@@ -296,10 +302,12 @@ def _evaluate(words: Sequence[str]) -> None:
     sources = open_images(options.images, channel_axis=options.channel_axis)
     refuse_masks(sources)
     where, theirs = (Path(path).resolve() for path in (options.images, options.masks))
-    if where == theirs and len({source.name for source in sources}) == 1:
+    listed = open_images(options.masks, labels=True)
+    names = {image.name for image in (*sources, *listed)}
+    if where == theirs and len(names) == 1:
         raise ImageError(f"{options.masks!r} is the image itself: give its masks.")
     ours, others = (path if path.is_dir() else path.parent for path in (where, theirs))
-    masks = pair(sources, open_images(options.masks, labels=True), one_folder=ours == others)
+    masks = pair(sources, listed, one_folder=ours == others)
     _check_file("--json", options.json)
     _check_file("--table", options.table)
     if options.table and options.table == options.json:

@@ -182,6 +182,8 @@ def evenly(
 ) -> list[LazyImage]:
     """Some of them, evenly spread; without those that cannot be used, and blank windows.
 
+    Where they differ in their number of channels, those stay that have the one most of them have.
+
     `blank_images` says whether whole images that are blank may be among them.
 
     Raises:
@@ -190,11 +192,15 @@ def evenly(
     step = -(-len(sources) // most)
     order = [source for first in range(step) for source in sources[first::step]]
     chosen: list[LazyImage] = []
+    channels: list[int] = []
     first_error: ImageError | None = None
     for source in order:
         try:
-            if not is_blank(source) or (blank_images and not source.is_window):
+            pixels = source.read()
+            refuse_not_finite(pixels, str(source))
+            if not is_constant(pixels) or (blank_images and not source.is_window):
                 chosen.append(source)
+                channels.append(len(pixels))
         except ImageError as error:
             logger.warning("%s Left out.", error)
             first_error = first_error or error
@@ -202,7 +208,13 @@ def evenly(
             break
     if not chosen and first_error:
         raise first_error
-    return chosen
+    usual = max(channels, key=channels.count, default=0)
+    for source, count in zip(chosen, channels, strict=True):
+        if count != usual:
+            logger.warning(
+                "%s has %d channel(s), most others have %d. Left out.", source, count, usual
+            )
+    return [each for each, count in zip(chosen, channels, strict=True) if count == usual]
 
 
 def is_blank(source: LazyImage) -> bool:

@@ -184,7 +184,12 @@ def prepare(adapter: Preparing, image: Image, name: str, whole: Image | None = N
     if adapter.channels is not None and prepared.shape[0] != adapter.channels:
         raise ImageError(
             f"{name} has {image.shape[0]} channel(s), prepared {prepared.shape[0]}, but the "
-            f"network takes {adapter.channels}: choose the channels, or the adapter's option "
-            "that converts them (gray=True, shell: --gray true, where it has one)."
+            f"network takes {adapter.channels}: "
+            + (
+                "give images with as many, as the network was trained on."
+                if prepared.shape[0] < adapter.channels
+                else "choose the channels, or the adapter's option that converts them (gray=True, "
+                "shell: --gray true, where it has one)."
+            )
         )
     return torch.from_numpy(prepared)

@@ -126,8 +126,9 @@ def _even_slices(size: int) -> list[slice]:
     return [slice(k * size // count, (k + 1) * size // count) for k in range(count)]
 
 
-MOST_CHANNELS = 4
-"""A last axis no longer than that, behind one of unknown meaning, is no row of pixels."""
+MOST_CHANNELS, NARROW = 4, 32
+"""A last axis no longer than that, behind one of unknown meaning, is no row of pixels; nor is one
+shorter than the other that is a quarter of those before it, or less."""
 MOST_PLANES, MOST_VALUES = 10**7, 2**44
 """More images, or more values, in one array are no measurement but damaged metadata."""
 
@@ -164,7 +165,9 @@ def list_indexed(
     count = math.prod(shape[axis] for axis in others)
     if count > MOST_PLANES or math.prod(shape) > MOST_VALUES:
         raise ImageError(f"{name} declares the shape {shape}, more than can be: it is damaged.")
-    if {"Q", "I"} & set(axes) and shape[axes.index("X")] <= MOST_CHANNELS:  # of unknown meaning
+    width, least = shape[axes.index("X")], min(shape[axes.index("Y")], count)
+    narrow = width <= MOST_CHANNELS or (width < NARROW and 4 * width <= least)
+    if {"Q", "I"} & set(axes) and narrow:  # of unknown meaning
         raise ImageError(
             f"{name} of shape {shape} would be {count} images of {shape[axes.index('Y')]} x "
             f"{shape[axes.index('X')]} pixels: if its last axis holds channels, "

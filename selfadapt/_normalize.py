@@ -117,6 +117,8 @@ def as_channels_first(array: Any, channel_axis: int | None, name: str = "the ima
         raise ImageError(f"{name} is no array of numbers: {first_line(error)}") from None
     if image.dtype.kind not in "buif":
         raise ImageError(f"{name} holds {image.dtype}, not numbers that a network can take.")
+    if image.ndim in (2, 3) and not image.size:
+        raise ImageError(f"{name} has shape {image.shape}: there is no pixel in it.")
     if image.ndim == 2:
         return image[None]
     if image.ndim != 3:

@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 
 from selfadapt._errors import ImageError
 from selfadapt._lazy import LARGE, LazyImage, array_axes, failing, list_indexed, naming
-from selfadapt._normalize import Image
+from selfadapt._normalize import Image, resize_image
 from selfadapt._pictures import palette_of
 
 logger = logging.getLogger(__name__)
 
 SMALL_COPIES = {"thumbnail", "label", "macro", "overview", "preview"}
 """Words in the names of series that slide scanners store beside the image."""
+MASK, ALIKE = 4, 0.7
+"""Bit of what TIFF calls a transparency mask; correlation of an image with a small copy of it."""
 ASSOCIATED_OR_NOT = (1, 2)
 """What TIFF calls samples that are alpha."""
 MOST_BYTES, MOST_PACKED = 2**26, 3000
@@ -126,21 +128,23 @@ def _of_image(owners: NDArray[np.int8], where: Mapping[int, int]) -> list[int]:
 def _full_series(series: Sequence[tifffile.TiffPageSeries], name: str) -> list[int]:
     """Indices of those that are no small copy of another one."""
     sizes = [_plane_size(each) for each in series]
+    largest = max(sizes, key=math.prod)
     kept = [
         index
         for index, each in enumerate(series)
         if not (
-            _words(each.name) & SMALL_COPIES
+            (_words(each.name) & SMALL_COPIES and math.prod(sizes[index]) < math.prod(largest))
             or each.keyframe.is_reduced
+            or each.keyframe.subfiletype & MASK
             or any(
-                _is_copy(sizes[index], size) and len(each) <= len(other)
+                _is_copy(sizes[index], size) and len(each) <= len(other) and _alike(each, other)
                 for size, other in zip(sizes, series, strict=True)
             )
         )
     ]
     if kept and len(kept) < len(series):
         logger.warning(
-            "%s: %d of %d series are left out as small copies (thumbnails) of the image.",
+            "%s: %d of %d series are left out as small copies (thumbnails) or masks of the image.",
             name,
             len(series) - len(kept),
             len(series),
@@ -164,6 +168,31 @@ def _is_copy(small: tuple[int, int], large: tuple[int, int]) -> bool:
     return 2 * height <= rows and 2 * width <= columns and same_shape
 
 
+def _alike(small: tifffile.TiffPageSeries, large: tifffile.TiffPageSeries) -> bool:
+    """Whether the first page of one shows what that of the other shows, as a thumbnail does."""
+    if math.prod(large.keyframe.shape) > LARGE**2:  # too much to read: a slide
+        return True
+    try:
+        one, other = (_gray(each) for each in (small, large))
+        height, width = one.shape
+        smooth = resize_image(other[None], (height, width))[0]
+        rows, columns = (
+            np.arange(n) * whole // n for n, whole in zip(one.shape, other.shape, strict=True)
+        )
+        nearest = other[np.ix_(rows, columns)]
+        return any(np.corrcoef(one.ravel(), it.ravel())[0, 1] > ALIKE for it in (smooth, nearest))
+    except Exception:  # damaged: it is named where it is read
+        return False
+
+
+def _gray(series: tifffile.TiffPageSeries) -> NDArray[np.float32]:
+    """The first page, `[H, W]`."""
+    page = series.keyframe
+    pixels = np.asarray(page.asarray(), np.float32)
+    others = tuple(axis for axis, letter in enumerate(page.axes) if letter not in "YX")
+    return np.asarray(pixels.mean(others))
+
+
 def _describe_series(
     tiff: tifffile.TiffFile, path: Path, index: int, labels: bool
 ) -> tuple[_Tiff, str]:
@@ -174,8 +203,21 @@ def _describe_series(
     if "S" in axes:
         count = shape[axes.index("S")]
         extra = [0] * (count - len(page.extrasamples)) + [int(kind) for kind in page.extrasamples]
+        if page.is_shaped and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
+            # tifffile says so of any three or four planes that it is given without a word
+            if labels:
+                axes = axes.replace("S", "Q")
+            if labels or series.dtype != np.uint8:
+                extra = [0] * count
+            elif 2 in extra:
+                logger.warning(
+                    "%s: its last plane is taken for alpha, as the file says, and left out. If it "
+                    "holds %d images, save them with photometric='minisblack'.",
+                    path.name,
+                    count,
+                )
         samples = [k for k, kind in enumerate(extra) if kind not in ASSOCIATED_OR_NOT]
-        shape[axes.index("S")] = len(samples)
+        shape[series.axes.index("S")] = len(samples)
         if samples == list(range(len(samples))):  # alpha is last, as nearly always
             samples = None
     white, palette = None, None

@@ -9,7 +9,7 @@ import numpy as np
 import zarr
 
 from selfadapt._errors import ImageError
-from selfadapt._lazy import LazyImage, array_axes, list_axes, naming
+from selfadapt._lazy import LazyImage, array_axes, failing, list_axes, naming
 from selfadapt._normalize import Image
 
 
@@ -28,12 +28,11 @@ def list_zarr(
     """Images of an array, of an OME-Zarr image, or of all those in a plate or a collection."""
     with naming(name):
         if isinstance(node, zarr.Array):
-            described = [("", node, _named_axes(node) or array_axes(node.ndim, channel_axis))]
+            axes = _named_axes(node) or array_axes(node.ndim, channel_axis)
+            images = list(list_axes(_Zarr(node, name), axes, name, ""))
         else:
-            described = list(_multiscales(node, name, ""))
-        arrays = [(part, _Zarr(array, name), axes) for part, array, axes in described]
-    for part, array, axes in arrays:
-        yield from list_axes(array, axes, name, part)
+            images = list(_multiscales(node, name, ""))
+    yield from images
 
 
 class _Zarr:
@@ -56,13 +55,14 @@ class _Zarr:
             return np.asarray(self._array[index])
 
 
-def _multiscales(group: zarr.Group, name: str, part: str) -> Iterator[tuple[str, Any, str]]:
-    """(part, array at full resolution, axes) of each image in a group of OME-Zarr."""
+def _multiscales(group: zarr.Group, name: str, part: str) -> Iterator[LazyImage]:
+    """Each image in a group of OME-Zarr, at full resolution."""
     attributes: Any = group.attrs.asdict()
     attributes = attributes.get("ome", attributes)
     if scales := attributes.get("multiscales"):
         axes = "".join(map(_letter, scales[0].get("axes", "tczyx")))
-        yield part, group[_inside(scales[0]["datasets"][0]["path"], name)], axes
+        array = _Zarr(group[_inside(scales[0]["datasets"][0]["path"], name)], name)
+        yield from list_axes(array, axes, name, part)
         return
     if "plate" in attributes:
         paths = [well["path"] for well in attributes["plate"]["wells"]]
@@ -75,9 +75,14 @@ def _multiscales(group: zarr.Group, name: str, part: str) -> Iterator[tuple[str,
             f"{name} is a zarr group without OME-Zarr 'multiscales': give one of its arrays."
         )
     for path in paths:
-        child: Any = group[_inside(path, name)]
         label = "-".join([part, *str(path).split("/")] if part else str(path).split("/"))
-        yield from _multiscales(child, name, label)
+        try:
+            with naming(f"{name} {label}"):
+                child: Any = group[_inside(path, name)]
+                images = list(_multiscales(child, name, label))
+        except ImageError as error:  # the others are images all the same
+            images = [failing(name, error, label)]
+        yield from images
 
 
 TYPES = {"channel": "C", "time": "T"}
@@ -95,9 +100,14 @@ def _letter(axis: Any) -> str:
 
 
 def _named_axes(array: Any) -> str | None:
-    """Axes of a bare zarr array of version 3 that names them all."""
+    """Axes of a bare zarr array that names them all, as zarr 3 and xarray do."""
     names = getattr(array.metadata, "dimension_names", None)
-    if not names or not all(isinstance(name, str) for name in names):
+    names = names or array.attrs.asdict().get("_ARRAY_DIMENSIONS")
+    if (
+        not isinstance(names, list | tuple)
+        or len(names) != array.ndim
+        or not all(isinstance(name, str) for name in names)
+    ):
         return None
     axes = "".join(map(_letter, names))
     return axes if {"Y", "X"} <= set(axes) else None

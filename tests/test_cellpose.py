@@ -181,6 +181,8 @@ def test_an_unadapted_network_gives_cellposes_masks(trained, factor, resample):
         {"normalize": False},
         {"normalize": {"normalize": True, "percentile": [3.0, 98.0]}},
         {"cellprob_threshold": 0.5, "min_size": 25},
+        {"niter": 60, "augment": True, "tile_overlap": 0.3},
+        {"bsize": 256, "max_size_fraction": 0.01},
     ],
 )
 def test_options_mean_what_they_mean_in_cellpose(trained, options):
@@ -192,6 +194,23 @@ def test_options_mean_what_they_mean_in_cellpose(trained, options):
     expected = masks_of_eval(model, two, channel_axis=0, diameter=OWN_SCALE, **options)
     assert_same_masks(expected, Adapter.segment(adapter, two, channel_axis=0))
     assert_same_masks(expected, adapter.segment(two, channel_axis=0))
+
+
+@pytest.mark.parametrize(
+    ("normalize", "scale", "offset"),
+    [({"lowhigh": [1e6, 1e6 + 16]}, 1, 1e6), (False, 1, 4096.0)],
+)
+def test_values_that_are_taken_as_they_are_are_not_shifted(trained, normalize, scale, offset):
+    image = scale * IMAGE.astype(np.float64) + offset
+    adapter = CellposeAdapter(trained, diameter=OWN_SCALE, normalize=normalize)
+    prepared = adapter.prepare(image[None])[0]
+    expected = (image.astype(np.float32) - 1e6) / 16 if normalize else image
+    np.testing.assert_allclose(prepared, expected, rtol=1e-5, atol=0.01)
+
+
+def test_an_image_of_one_row_has_labels_of_one_row(trained):
+    row = np.random.default_rng(0).random((1, 200)).astype(np.float32)
+    assert CellposeAdapter(trained, diameter=OWN_SCALE).segment(row).shape == (1, 200)
 
 
 @cellpose3
@@ -556,6 +575,10 @@ def test_a_zoo_network_that_cannot_be_downloaded_says_so(tmp_path, monkeypatch):
         ({"diameter": 0}, "diameter=0 is not allowed: give the diameter of the cells in pixels"),
         ({"diameter": -3.0}, "diameter=-3.0 is not allowed"),
         ({"diameter": float("nan")}, "diameter=nan is not allowed"),
+        ({"niter": 0}, "niter=0 is not allowed"),
+        ({"bsize": 100}, "bsize=100 is not allowed"),
+        ({"tile_overlap": 0.9}, "tile_overlap=0.9 is not allowed"),
+        ({"max_size_fraction": 0}, "max_size_fraction=0 is not allowed"),
         ({"channels": [1]}, "channels=.1. is not allowed: give two numbers"),
         ({"channels": (1, -1)}, "give two numbers"),
         ({"flow_threshold": -1.0}, "flow_threshold=-1.0"),

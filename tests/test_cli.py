@@ -294,7 +294,7 @@ def test_mistakes_of_the_other_commands(folder, tmp_path, capsys, words, message
     assert main([word.format(**places) for word in words]) == 2
     error = capsys.readouterr().err
     assert message in error
-    assert error.count("\n") == 1
+    assert error.count("\n") == error.count("selfadapt: ")
 
 
 def test_the_installed_command_exits_with_2_and_without_a_traceback(tmp_path):
@@ -406,6 +406,23 @@ def test_segment_goes_on_where_it_was_and_with_the_same_model_only(tmp_path, cap
     assert "2 label image(s)" in captured.out
     assert (out / "2.tif").exists()
     assert (out / "0.tif").stat().st_mtime_ns == before
+
+
+def test_labels_do_not_come_to_lie_among_the_images(tmp_path, capsys):
+    tifffile.imwrite(tmp_path / "a.tif", NOISE)
+    assert segment(tmp_path, tmp_path) == 2
+    assert "--out is the folder of the images" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
+
+
+def test_a_folder_of_one_image_and_its_mask_is_not_the_image_itself(tmp_path, capsys):
+    image, labels = discs(0, (64, 64))
+    tifffile.imwrite(tmp_path / "x.tif", image)
+    words = ["evaluate", *DEMO, "--images", str(tmp_path), "--masks", str(tmp_path)]
+    assert main(words) == 2
+    assert "is the image itself" in capsys.readouterr().err
+    tifffile.imwrite(tmp_path / "x_masks.tif", labels.astype(np.uint16))
+    assert main(words) == 0
 
 
 @pytest.mark.parametrize("command", ["segment", "adapt"])

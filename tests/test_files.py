@@ -15,6 +15,7 @@ import pytest
 import tifffile
 import zarr
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from selfadapt import ImageError, open_images
 from selfadapt._masks import made_of, pair
@@ -135,6 +136,77 @@ def test_a_damaged_page_costs_no_other(tmp_path):
         assert np.array_equal(images[k].read()[0], FIVE[k])
     with pytest.raises(ImageError, match=r"a\.tif cannot be read"):
         images[2].read()
+
+
+def test_fields_of_another_size_are_no_thumbnails_and_a_name_alone_says_nothing(tmp_path, caplog):
+    smooth = gaussian_filter(RNG.random((4, 64, 64)), (0, 4, 4)).astype(np.float32)
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as tiff:
+        tiff.write(smooth[0], metadata={"axes": "YX", "Name": "Overview 1"})
+        for field in smooth[1:, ::2, ::2]:
+            tiff.write(field, metadata={"axes": "YX"})
+    assert len(open_images(tmp_path)) == 4
+    assert not caplog.text
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as tiff:
+        tiff.write(smooth[0], metadata={"axes": "YX"})
+        tiff.write(smooth[0, ::2, ::2], metadata={"axes": "YX"})  # a copy
+        tiff.write(smooth[2, ::2, ::3], metadata={"axes": "YX", "Name": "label"})
+    assert len(open_images(tmp_path)) == 1
+    assert "2 of 3 series are left out" in caplog.text
+
+
+def test_a_transparency_mask_is_no_image(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        tiff.write(FIVE[0], metadata=None)
+        tiff.write(FIVE[0] > 9, subfiletype=4, metadata=None)
+    assert same(read(tmp_path), [FIVE[0][None]])
+
+
+@pytest.mark.filterwarnings("ignore:.*stored as RGB:DeprecationWarning")
+@pytest.mark.parametrize("count", [3, 4])
+def test_three_or_four_planes_that_tifffile_calls_colour(tmp_path, caplog, count):
+    tifffile.imwrite(tmp_path / "a.tif", FIVE[:count])
+    assert same(read(tmp_path / "a.tif"), [FIVE[:count]])  # nothing is lost
+    masks = open_images(tmp_path / "a.tif", labels=True)
+    assert same([mask.read() for mask in masks], FIVE[:count, None])
+    tifffile.imwrite(tmp_path / "a.tif", FIVE[:count].astype(np.uint8))
+    assert len(read(tmp_path / "a.tif")[0]) == 3
+    assert ("is taken for alpha" in caplog.text) == (count == 4)
+
+
+@pytest.mark.parametrize("shape", [(64, 70, 5), (200, 90, 8)])
+def test_many_channels_behind_are_no_stack_of_strips(shape):
+    with pytest.raises(ImageError, match="say channel_axis=-1"):
+        open_images(np.zeros(shape, np.uint8))
+    assert len(open_images(np.zeros((10, 200, 16)))) == 10
+
+
+def test_axes_that_xarray_names_are_taken(tmp_path):
+    for names, expected in (("cyx", 1), ("zyx", 2)):
+        store = zarr.create_array(
+            tmp_path / f"{names}.zarr", data=np.zeros((2, 40, 50), np.uint8), zarr_format=2
+        )
+        store.attrs["_ARRAY_DIMENSIONS"] = list(names)
+        assert len(open_images(tmp_path / f"{names}.zarr")) == expected
+    turned = zarr.create_array(
+        tmp_path / "t.zarr", data=np.zeros((40, 50), np.uint8), zarr_format=2
+    )
+    turned.attrs["_ARRAY_DIMENSIONS"] = ["x", "y"]
+    assert open_images(tmp_path / "t.zarr")[0].read().shape == (1, 50, 40)
+
+
+def test_one_damaged_image_of_a_collection_costs_no_other(tmp_path):
+    root = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=2)
+    root.attrs["bioformats2raw.layout"] = 3
+    for k in range(3):
+        child = root.create_group(str(k))
+        child.create_array("0", data=np.full((40, 50), k, np.uint8))
+        sets = [] if k == 1 else [{"path": "0"}]
+        child.attrs["multiscales"] = [{"axes": ["y", "x"], "datasets": sets}]
+    images = open_images(tmp_path / "a.zarr")
+    assert [image.stem for image in images] == ["a.zarr-0", "a.zarr-1", "a.zarr-2"]
+    assert images[2].read().max() == 2
+    with pytest.raises(ImageError, match=r"a\.zarr 1 cannot be read"):
+        images[1].read()
 
 
 def test_a_shorter_acquisition_is_a_thumbnail_and_a_longer_one_is_not(tmp_path):

@@ -2,6 +2,7 @@
 
 import re
 import tracemalloc
+from functools import partial
 
 import imageio.v3 as iio
 import numpy as np
@@ -203,7 +204,7 @@ def test_bad_images_are_refused_before_the_run(images, message):
 
 
 def test_images_with_nothing_to_see_are_left_out_and_named(caplog):
-    images = open_images([pixels(40, 40), np.zeros((0, 40)), np.full((40, 40), 7)])
+    images = open_images([pixels(40, 40), np.zeros((40, 40)), np.full((40, 40), 7)])
     crops = Crops(SmallAdapter(), images, config())
     crops.check()
     assert "image 1 is constant" in caplog.text
@@ -467,3 +468,23 @@ def test_a_bad_image_costs_no_other(tmp_path, caplog):
         evenly(sources[3:4], 2)
     training, held_out = hold_out(open_images([good[0], broken(np.nan)]), config())
     assert training == held_out
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_throughout_is_no_black_frame(value):
+    with pytest.raises(ImageError, match="NaN or infinity"):
+        SmallAdapter().segment(np.full((40, 40), value))
+
+
+@pytest.mark.parametrize("shape", [(0, 40), (40, 0)])
+def test_an_image_without_pixels_is_named(shape):
+    with pytest.raises(ImageError, match="there is no pixel in it"):
+        SmallAdapter().segment(np.zeros(shape))
+
+
+def test_of_images_of_different_kinds_the_usual_ones_are_looked_at(caplog):
+    images = [pixels(40, 40), np.stack([pixels(40, 40)] * 3), pixels(40, 40)]
+    sources = [LazyImage(str(k), partial(np.reshape, image, (-1, 40, 40)))
+               for k, image in enumerate(images)]  # fmt: skip
+    assert [source.name for source in evenly(sources, 3)] == ["0", "2"]
+    assert "1 has 3 channel(s), most others have 1. Left out." in caplog.text

@@ -23,6 +23,7 @@ from torch import nn
 from selfadapt import (
     D4,
     ConfigError,
+    ImageError,
     ModelError,
     OutputError,
     Rays,
@@ -53,6 +54,13 @@ class TestGrid2(AdapterTests):
 
     def load(self, path):
         return StardistAdapter.from_pretrained(str(path))
+
+
+def test_an_image_of_which_nothing_is_left_is_named():
+    with pytest.raises(ImageError, match=r"1 x 200 pixels is too small for scale 0\.5"):
+        StardistAdapter(network(), prob_thresh=0.4, scale=0.5).segment(
+            np.random.default_rng(0).random((1, 200))
+        )
 
 
 class TestClassesUnequalGridBatchNorm(TestGrid2):

@@ -46,6 +46,7 @@ from selfadapt_cellpose._options import (
     check_channels,
     check_normalization,
     check_options,
+    check_tiles,
     evaluation,
 )
 
@@ -76,6 +77,11 @@ class CellposeAdapter(Adapter):
         invert: whether dark cells are made bright, after normalisation; None: no, unless it is
             calibrated; "auto": as `selfadapt.calibrate` finds.
         resample: whether instances are found at the scale of the image, not of the network.
+        niter: iterations of the dynamics; None: 200 at the scale of the network.
+        augment: whether overlapping tiles are flipped, and averaged.
+        tile_overlap: share of a tile that its neighbours overlap.
+        bsize: side of a tile; None: 224, or what version 4 takes.
+        max_size_fraction: larger instances, as a share of the image, are dropped.
         checkpoint: version 4 only: save memory by computing the encoder's blocks twice.
 
     Attributes:
@@ -103,6 +109,11 @@ class CellposeAdapter(Adapter):
         normalize: bool | dict[str, Any] = True,
         invert: bool | Literal["auto"] | None = None,
         resample: bool = True,
+        niter: int | None = None,
+        augment: bool = False,
+        tile_overlap: float = 0.1,
+        bsize: int | None = None,
+        max_size_fraction: float = 0.4,
         checkpoint: bool = False,
     ) -> None:
         check_options(diameter, channels, flow_threshold, cellprob_threshold, min_size)
@@ -128,6 +139,13 @@ class CellposeAdapter(Adapter):
         self.normalization = {"normalize": True, "invert": invert is True, **given}
         check_normalization(self.normalization)
         self.resample = resample
+        check_tiles(niter, tile_overlap, bsize, max_size_fraction, fixed=self.fixed_size)
+        self.niter, self.max_size_fraction = niter, max_size_fraction
+        self.tiles: dict[str, Any] = {
+            "augment": augment,
+            "tile_overlap": tile_overlap,
+            "bsize": bsize or self._usual_tile,
+        }
         self.diam_mean = 30.0 if transformer else float(template.diam_mean)
         if not transformer:  # of a zoo file without it, Cellpose knows it by the name alone
             net.get_parameter("diam_mean").data.fill_(self.diam_mean)
@@ -159,8 +177,7 @@ class CellposeAdapter(Adapter):
 
     def forward_tiled(self, model: nn.Module, image: Tensor) -> dict[str, Tensor]:
         """By Cellpose's tiler, which pads and blends in its own way."""
-        tile = (self.fixed_size or 384) if is_transformer(model) else 224  # as in eval
-        raw, _ = run_net(model, image.permute(1, 2, 0).cpu().numpy()[None], bsize=tile)
+        raw, _ = run_net(model, image.permute(1, 2, 0).cpu().numpy()[None], **self.tiles)
         batch = self.outputs.split(torch.from_numpy(raw[..., -3:].transpose(0, 3, 1, 2)))
         return {name: output[0] for name, output in batch.items()}
 
@@ -194,7 +211,7 @@ class CellposeAdapter(Adapter):
     ) -> NDArray[np.float32]:
         scale = self._scale
         self._check_size(image)
-        image, sampled = in_single(image, image if whole is None else whole)
+        image, sampled = self._in_single(image, image if whole is None else whole)
         pixels, options = self._for_cellpose(image)
         converted = transforms.convert_image(pixels, **options)
         normalised = converted
@@ -221,10 +238,11 @@ class CellposeAdapter(Adapter):
             masks: NDArray[Any] = dynamics.resize_and_compute_masks(
                 np.ascontiguousarray(fields[..., :2].transpose(2, 0, 1)),
                 np.ascontiguousarray(fields[..., 2]),
-                niter=int(STEPS / scale) if self.resample else STEPS,
+                niter=self.niter or (int(STEPS / scale) if self.resample else STEPS),
                 cellprob_threshold=self.cellprob_threshold,
                 flow_threshold=self.flow_threshold,
                 min_size=self.min_size,
+                max_size_fraction=self.max_size_fraction,
                 resize=None if self.resample else size,
                 device=next(self.model.parameters()).device,
             )
@@ -239,7 +257,8 @@ class CellposeAdapter(Adapter):
         if not np.isfinite(pixels).all():
             raise ImageError("the image contains NaN or infinity: replace them first.")
         self._check_size(pixels)
-        pixels, options = self._for_cellpose(in_single(pixels, pixels)[0])
+        size = pixels.shape[1:]
+        pixels, options = self._for_cellpose(self._in_single(pixels, pixels)[0])
         with no_word_on_sparse_tensors():
             masks, flows = self._around(self.model).eval(
                 pixels,
@@ -251,10 +270,14 @@ class CellposeAdapter(Adapter):
                 min_size=self.min_size,
                 normalize=self.normalization,
                 resample=self.resample,
+                niter=self.niter,
+                max_size_fraction=self.max_size_fraction,
+                **self.tiles,
             )[:2]
         if not all(np.isfinite(flow).all() for flow in flows[1:3]):  # of which eval says nothing
             raise OutputError("the network gives NaN or infinity for the image: load it anew.")
-        return np.asarray(masks, np.int32)
+        # of an image with one row or column Cellpose drops an axis
+        return np.asarray(masks, np.int32).reshape(size)
 
     def cellpose_model(self) -> CellposeModel:
         """A `CellposeModel` of its own around a copy of the network, ready for `eval`.
@@ -305,6 +328,11 @@ class CellposeAdapter(Adapter):
             cellprob_threshold=(self.cellprob_threshold, 0.0),
             min_size=(self.min_size, 15),
             resample=(self.resample, True),
+            niter=(self.niter, None),
+            max_size_fraction=(self.max_size_fraction, 0.4),
+            augment=(self.tiles["augment"], False),
+            tile_overlap=(self.tiles["tile_overlap"], 0.1),
+            bsize=(self.tiles["bsize"], self._usual_tile),
         )
 
     @property
@@ -313,9 +341,22 @@ class CellposeAdapter(Adapter):
         return self.diameter if self.channels or "scale" in self.settled else None
 
     @property
+    def _usual_tile(self) -> int:
+        """Side of a tile in `eval`."""
+        return 224 if self.channels else (self.fixed_size or 384)
+
+    @property
     def _scale(self) -> float:
         """Factor from the image to the network's input."""
         return self.diam_mean / (self.diameter or self.diam_mean)
+
+    def _in_single(
+        self, image: NDArray[Any], whole: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """As Cellpose itself where values are taken as they are: shifted, they were others."""
+        if self.normalization["normalize"] and self.normalization.get("lowhigh") is None:
+            return in_single(image, whole)
+        return image, whole
 
     def _check_size(self, image: NDArray[Any]) -> None:
         if min(image.shape[1:]) * self._scale < 1:

@@ -41,6 +41,30 @@ def check_options(
         raise ConfigError(f"min_size={min_size} is not allowed: it must be 0 or more.")
 
 
+def check_tiles(
+    niter: int | None,
+    tile_overlap: float,
+    bsize: int | None,
+    max_size_fraction: float,
+    *,
+    fixed: int | None,
+) -> None:
+    if niter is not None and not (type(niter) is int and niter > 0):
+        raise ConfigError(f"niter={niter!r} is not allowed: give iterations, 1 or more.")
+    if not 0.05 <= tile_overlap <= 0.5:  # beyond, Cellpose takes these
+        raise ConfigError(f"tile_overlap={tile_overlap} is not allowed: it must be 0.05 to 0.5.")
+    if bsize is not None and (
+        type(bsize) is not int or bsize % 16 or bsize < 16 or fixed not in (None, bsize)
+    ):
+        rule = f"{fixed}, which the network takes alone" if fixed else "a multiple of 16"
+        raise ConfigError(f"bsize={bsize!r} is not allowed: it must be {rule}.")
+    if not 0 < max_size_fraction <= 1:
+        raise ConfigError(
+            f"max_size_fraction={max_size_fraction} is not allowed: it must be above 0, and at "
+            "most 1."
+        )
+
+
 def check_normalization(parameters: Mapping[str, Any]) -> None:
     """Try them, as Cellpose checks them only when it normalises."""
     try:

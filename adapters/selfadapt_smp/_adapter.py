@@ -273,7 +273,7 @@ class SmpAdapter(Adapter):
         raise ModelError(
             f"the network of {source!r} cannot be run on an image of {self.channels} channel(s), "
             f"{side} x {side} ({_last_line(failed)}): channels, size_multiple and fixed_size say "
-            "what it takes."
+            "what it takes; it must take squares, since quarter turns exchange the sides."
         )
 
 

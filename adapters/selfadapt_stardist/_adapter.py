@@ -112,7 +112,7 @@ class StardistAdapter(Adapter):
             )
         elif isinstance(model, nn.Module):
             self.model, self._config, thresholds = model, None, DEFAULT_THRESHOLDS
-            self.size_multiple = port.size_multiple
+            self.size_multiple, self.fixed_size = port.size_multiple, port.fixed_size
         else:
             raise ModelError(f"port is for a network that is built already, not for {model!r}.")
         self.say(scale=scale, invert=invert, gray=gray, low=pmin, high=pmax)
@@ -145,6 +145,11 @@ class StardistAdapter(Adapter):
     def rescale(self, image: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float32]:
         """As `predict_instances` does."""
         scale = self.input.scale
+        if min(image.shape[1:]) * scale < 1:
+            raise ImageError(
+                f"an image of {image.shape[1]} x {image.shape[2]} pixels is too small for scale "
+                f"{scale:g}: nothing would be left of it."
+            )
         return np.asarray(ndimage.zoom(image, (1, scale, scale), order=1), np.float32)
 
     def decode(self, outputs: Mapping[str, Tensor], size: tuple[int, int]) -> NDArray[np.int32]:

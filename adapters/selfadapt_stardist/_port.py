@@ -38,6 +38,7 @@ class Port:
         embedding: dotted name of the module whose output is the bottleneck.
         channels: number of channels that the network takes.
         size_multiple: height and width that the network takes are multiples of this.
+        fixed_size: set where the network takes square tiles of this side only.
 
     Raises:
         OutputError: `outputs` are not these names.
@@ -55,6 +56,7 @@ class Port:
     embedding: str
     channels: int = 1
     size_multiple: int = 16
+    fixed_size: int | None = None
 
     def __post_init__(self) -> None:
         wanted = OUTPUTS if self.n_classes is not None else OUTPUTS[:2]
