@@ -32,7 +32,7 @@ def create_ome_zarr(
         "axes": [{"name": axis, "type": "space"} for axis in axes],
         "datasets": [{"path": "0", "coordinateTransformations": [scale]}],
     }
-    ome = {"version": "0.5", "multiscales": [multiscale], "image-label": {"version": "0.5"}}
+    ome = {"version": "0.5", "multiscales": [multiscale], "image-label": {}}
     group = zarr.create_group(path, attributes={"ome": ome, "selfadapt": dict(facts)})
     sides = min(CHUNK, size[0]), min(CHUNK, size[1])
     return group.create_array(

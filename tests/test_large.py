@@ -36,6 +36,7 @@ from selfadapt import (
 )
 from selfadapt._block_job import Job
 from selfadapt._blocks import add_objects, blocks_of, keep_own
+from selfadapt._cli import main
 
 BLOCKS = {"block": 64, "overlap": 32, "progress": False}
 
@@ -384,3 +385,28 @@ def test_an_output_that_is_not_finite_is_named_with_its_block(tmp_path):
     job = Job(adapter, watched(crowd((64, 64)))[0], crowd((64, 64))[None])
     with pytest.raises(OutputError, match="watched block0,0: the network gives NaN or infinity"):
         job(blocks_of((64, 64), 64, 0, (1, 1))[0])
+
+
+def test_the_shell_segments_a_large_image_by_blocks_and_goes_on_with_it(tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    slide = np.zeros((300, 60_000), np.uint16)  # more than 2**24 pixels
+    slide[:, :300] = crowd((300, 300)) * 20 + np.random.default_rng(0).integers(0, 9, 300)
+    file, out = tmp_path / "images" / "slide.tif", tmp_path / "out"
+    tifffile.imwrite(file, slide, tile=(256, 256), compression="zlib")
+    words = ["segment", "--adapter", "smp", "--model", "demo", "--images", str(file.parent)]
+    words += ["--out", str(out)]
+    assert main(words) == 0
+    with tifffile.TiffFile(out / "slide.tif") as tiff:
+        assert tiff.is_bigtiff  # by blocks
+        labels = tiff.asarray()
+    assert labels.shape == slide.shape
+    assert labels[:, :300].max() > 20
+    assert main(words) == 2
+    assert "exists already" in capsys.readouterr().err
+    before = (out / "slide.tif").stat()
+    assert main([*words, "--resume"]) == 0
+    assert (out / "slide.tif").stat().st_mtime_ns == before.st_mtime_ns
+    slide[0, 0] = 1
+    tifffile.imwrite(file, slide, tile=(256, 256), compression="zlib")
+    assert main([*words, "--resume"]) == 2
+    assert "is not what" in capsys.readouterr().err
