@@ -10,22 +10,29 @@ import tifffile
 import zarr
 from numpy.typing import NDArray
 
+NOTE = "selfadapt"
+"""What facts are called in a file that has names."""
 CHUNK, TILE = 1024, 512
 """Sides of what is written at a time, in pixels."""
 
 
 def create_ome_zarr(
-    path: Path, size: tuple[int, int], name: str, facts: Mapping[str, Any]
+    path: Path,
+    size: tuple[int, int],
+    name: str,
+    facts: Mapping[str, Any],
+    kind: "np.dtype[Any] | type[np.int32]" = np.int32,
 ) -> "zarr.Array[Any]":
-    """An empty label image of OME-Zarr 0.5, int32, in one resolution.
+    """An empty image-label group of OME-Zarr 0.5, in one resolution; its array.
 
     Args:
         path: the folder to write.
         size: height and width.
         name: of the image.
         facts: what it was made of, for its attributes.
+        kind: type of the labels.
     """
-    axes = ("y", "x")
+    axes = ("y", "x")  # of what unit is not known
     scale = {"type": "scale", "scale": [1.0, 1.0]}
     multiscale = {
         "name": name,
@@ -33,10 +40,10 @@ def create_ome_zarr(
         "datasets": [{"path": "0", "coordinateTransformations": [scale]}],
     }
     ome = {"version": "0.5", "multiscales": [multiscale], "image-label": {}}
-    group = zarr.create_group(path, attributes={"ome": ome, "selfadapt": dict(facts)})
+    group = zarr.create_group(path, zarr_format=3, attributes={"ome": ome, NOTE: dict(facts)})
     sides = min(CHUNK, size[0]), min(CHUNK, size[1])
     return group.create_array(
-        "0", shape=size, chunks=sides, dtype=np.int32, fill_value=0, dimension_names=axes
+        "0", shape=size, chunks=sides, dtype=kind, fill_value=0, dimension_names=axes
     )
 
 

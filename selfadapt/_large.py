@@ -133,7 +133,7 @@ def _join(
     as_zarr = out.suffix.lower() == ".zarr"
     count = reaching = 0
     with appearing(out if as_zarr else folder / "labels.zarr") as partial:
-        labels = create_ome_zarr(partial, size_of(image), image.stem, facts)
+        labels = create_ome_zarr(partial, size_of(image), "labels", facts)
         for block in blocks:
             found, too_far = unpacked(_file(folder, block))
             count = add_objects(labels, block, found, count)

@@ -406,6 +406,8 @@ def test_the_shell_segments_a_large_image_by_blocks_and_goes_on_with_it(tmp_path
     before = (out / "slide.tif").stat()
     assert main([*words, "--resume"]) == 0
     assert (out / "slide.tif").stat().st_mtime_ns == before.st_mtime_ns
+    assert main([*words[:-1], str(tmp_path / "zarr"), "--format", "ome-zarr"]) == 0
+    np.testing.assert_array_equal(read(tmp_path / "zarr" / "slide.ome.zarr"), labels)
     slide[0, 0] = 1
     tifffile.imwrite(file, slide, tile=(256, 256), compression="zlib")
     assert main([*words, "--resume"]) == 2
