@@ -34,6 +34,7 @@ from selfadapt._input import Input as Input
 from selfadapt._input import check_settled as check_settled
 from selfadapt._input import prepare as prepare
 from selfadapt._judge import Judge as Judge
+from selfadapt._large import segment_large as segment_large
 from selfadapt._lazy import LazyImage as LazyImage
 from selfadapt._look import Look as Look
 from selfadapt._matching import Matches as Matches

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from selfadapt._adapt import adapt
 from selfadapt._adapter import Adapter
+from selfadapt._block_job import pixels_checksum
 from selfadapt._calibrate import search
 from selfadapt._check import estimate_quality
 from selfadapt._config import Config
@@ -30,6 +31,7 @@ from selfadapt._errors import ConfigError, ImageError, OutputError, SelfAdaptErr
 from selfadapt._events import Teller
 from selfadapt._images import open_images
 from selfadapt._labels import FORMATS, check_format, read_note, write_labels
+from selfadapt._large import is_large, segment_large
 from selfadapt._lazy import LazyImage
 from selfadapt._masks import pair, refuse_masks
 from selfadapt._matching import Matches, match
@@ -194,6 +196,7 @@ def _segment(words: Sequence[str]) -> None:
     names = Literal["tiff", "ome-zarr", "geojson", "roi"]
     parser.add_argument("--format", type=names, default="tiff", help="of the files in --out")
     parser.add_argument("--resume", action="store_true", help="go on where --out was left")
+    parser.add_argument("--dask", type=str | None, help="scheduler whose workers do large images")
     options = parser.parse_args(words)
     _refuse_empty(options.out)
     check_format(options.format)
@@ -223,14 +226,19 @@ def _segment(words: Sequence[str]) -> None:
     both = list(zip(sources, files, strict=True))
     for source, file in tqdm(both, unit="image", leave=False):
         try:
-            pixels = source.read()
-            image = {"image": checksum(pixels)}
+            by_blocks = is_large(source) and options.format in ("tiff", "ome-zarr")
+            pixels = None if by_blocks else source.read()
+            image = {"image": pixels_checksum(source) if pixels is None else checksum(pixels)}
             if file in there:
                 if not read_note(file, made).items() >= image.items():
                     raise ImageError(
                         f"{source} is not what {str(file)!r} was made of: remove that to have it "
                         "made again."
                     )
+                continue
+            if pixels is None:
+                more = {"client": options.dask, "resume": options.resume, "notes": told}
+                segment_large(adapter, source, file, **more)
                 continue
             labels = _segment_pixels(adapter, pixels, source)
         except (ImageError, OutputError) as error:

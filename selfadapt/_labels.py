@@ -17,14 +17,12 @@ from numpy.typing import NDArray
 
 from selfadapt._disk import appearing
 from selfadapt._errors import ConfigError
+from selfadapt._label_files import NOTE, create_ome_zarr
 from selfadapt._outlines import Polygon, outlines
 
 Labels = NDArray[np.int32]
 Note = Mapping[str, Any]
 """Of what the labels were made, for `--resume`: what JSON can hold."""
-NOTE = "selfadapt"
-"""What it is called in a file that has names."""
-CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -86,23 +84,9 @@ def _note_of_tiff(file: Path) -> Any:
 
 
 def _write_zarr(folder: Path, labels: Labels, note: Note) -> None:
-    """An image-label group of OME-Zarr 0.5, in one resolution."""
-    axes = [{"name": name, "type": "space"} for name in "yx"]  # of what unit is not known
-    scale = {"type": "scale", "scale": [1.0, 1.0]}
-    scales = {
-        "name": "labels",
-        "axes": axes,
-        "datasets": [{"path": "0", "coordinateTransformations": [scale]}],
-    }
-    ome = {"version": "0.5", "multiscales": [scales], "image-label": {}}
-    group = zarr.create_group(folder, zarr_format=3, attributes={"ome": ome, NOTE: dict(note)})
-    height, width = labels.shape
-    group.create_array(
-        "0",
-        data=_narrow(labels),
-        chunks=(min(height, CHUNK), min(width, CHUNK)),
-        dimension_names=("y", "x"),
-    )
+    kept = _narrow(labels)
+    height, width = kept.shape
+    create_ome_zarr(folder, (height, width), "labels", note, kept.dtype)[:] = kept
 
 
 def _note_of_zarr(folder: Path) -> Any:

@@ -62,6 +62,14 @@ class LazyImage:
         """Of a window, pixels of the image that it belongs to; None for an image."""
         return self.read_whole() if self.read_whole else None
 
+    def sample(self) -> Image:
+        """Pixels `[C, h, w]` by which parts of an image that is no window are normalised.
+
+        All of them, or a sample where a side is longer than 2048 pixels.
+        """
+        sampled = self.windows()[0].whole()
+        return self.read() if sampled is None else sampled
+
     def windows(self) -> "list[LazyImage]":
         """The image itself, or equal windows of it if a side is longer than 2048 pixels.
 

@@ -177,8 +177,10 @@ def refuse_masks(sources: Sequence[LazyImage]) -> None:
     first = []
     for source in sources[:4]:
         with suppress(ImageError):  # a bad image is named where it is used
-            if not is_constant(image := source.read()):
-                first.append(_is_flat(image))
+            parts = (window.read() for window in source.windows())
+            part = next((part for part in parts if not is_constant(part)), None)
+            if part is not None:
+                first.append(_is_flat(part))
     if first and all(first):
         raise ImageError(
             f"{sources[0]} and the others look like masks (flat objects on 0): give the images "

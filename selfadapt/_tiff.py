@@ -67,6 +67,10 @@ class _Tiff:
                 if whole.shape != series.shape:
                     raise ValueError(f"it holds {whole.size} values, not {series.shape}")
                 pixels = np.asarray(whole[stored])
+            elif series.dataoffset is not None and series.keyframe.parent is tiff:
+                # often in one strip, all of which zarr would read for each window
+                mapped: Any = tifffile.memmap(self.path, series=self.series, mode="r")
+                pixels = np.array(mapped[stored], mapped.dtype.newbyteorder("="))
             else:
                 lazy: Any = zarr.open(series.aszarr(level=0), mode="r")
                 pixels = np.asarray(lazy[stored])

@@ -137,7 +137,8 @@ def test_a_large_image_is_read_in_windows_only(tmp_path):
     large = pixels(2100, 4500)
     array = zarr.create_array(tmp_path / "a.zarr", data=large, chunks=(256, 256))
     tifffile.imwrite(tmp_path / "a.tif", large, tile=(256, 256))
-    for source in (array, tmp_path / "a.tif"):
+    tifffile.imwrite(tmp_path / "strip.tif", large.astype(np.uint16), byteorder=">")
+    for source in (array, tmp_path / "a.tif", tmp_path / "strip.tif"):
         (image,) = open_images(source)
         windows = image.windows()
         assert len(windows) == 3 * 5
@@ -147,6 +148,10 @@ def test_a_large_image_is_read_in_windows_only(tmp_path):
         rows = [read[k : k + 5] for k in (0, 5, 10)]
         np.testing.assert_array_equal(np.block(rows), large)
         np.testing.assert_array_equal(image.read()[0], large)
+        tracemalloc.start()
+        assert image.read_window(slice(5), slice(9)).dtype.isnative
+        assert tracemalloc.get_traced_memory()[1] < large.size // 4
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
