@@ -215,6 +215,7 @@ def test_the_teacher_follows_the_closed_form():
 def test_the_teacher_of_a_run_moves_and_stays_in_eval_mode():
     run = SelfAdaptation(SmallAdapter(), config())
     run.step(torch.rand(2, 1, 32, 32))
+    run.teacher.train()  # by a module that holds it, as a LightningModule would
     run.step(torch.rand(2, 1, 32, 32))
     assert not any(module.training for module in run.teacher.modules())
     for t, s, i in zip(
