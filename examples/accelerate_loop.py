@@ -2,7 +2,7 @@
 
     pip install accelerate
     python examples/accelerate_loop.py
-    accelerate launch --cpu --num_processes 2 examples/accelerate_loop.py
+    ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 examples/accelerate_loop.py
 
 The student is not handed to `prepare`, which would wrap it: gradients are averaged by hand instead.
 """
@@ -52,7 +52,8 @@ if __name__ == "__main__":
             break
     weights = torch.cat([parameter.detach().flatten() for parameter in run.parameters()])
     everyone = accelerator.gather(weights[None])
-    accelerator.print(f"students differ by {float((everyone - everyone[:1]).abs().max())}")
+    apart = float((everyone - everyone[:1]).abs().max())
+    accelerator.print(f"{accelerator.num_processes} process(es), students differ by {apart}")
     accelerator.save_state("checkpoint")
     if accelerator.is_main_process:
         adapter.with_model(run.exported).save("adapted")
