@@ -159,7 +159,8 @@ def _disagreement(spec: OutputSpec, name: str, reading: Head, views: Sequence[Vi
         own = head.values(each[D4[0]][name])
         inside = torch.ones_like(own[:1])
         if head.within is not None:  # elsewhere it was not trained to give anything
-            inside = spec[head.within].values(each[D4[0]][head.within])
+            other = spec[head.within]
+            inside = other.inside(other.values(each[D4[0]][head.within]))
         share = inside / inside.sum().clamp(min=1e-6)
         mean = (share * own).sum((-2, -1), keepdim=True)
         for g, outputs in each.items():

@@ -29,7 +29,7 @@ class Head(ABC):
     channels: int
     """Number of output channels."""
     within: str | None = None
-    """Name of a one-channel classification head: the loss counts in proportion to its label."""
+    """Name of a head that tells objects: the loss counts in proportion to its `inside`."""
 
     def __init__(self, *, weight: float = 1.0, grid: int | Grid = 1) -> None:
         self.weight = weight
@@ -90,6 +90,15 @@ class Head(ABC):
         `targets` is "soft" or "hard" (see `Config`).
         """
 
+    @property
+    def tells_objects(self) -> bool:
+        """Whether another head can be `within` this one: whether `inside` is there."""
+        return False
+
+    def inside(self, label: Tensor) -> Tensor:
+        """Of a label or values `[..., C, H, W]`, the share `[..., 1, H, W]` that is an object."""
+        raise OutputError(f"{type(self).__name__} does not tell what is inside of objects.")
+
     @abstractmethod
     def doubt(self, votes: Tensor) -> tuple[Tensor, Tensor]:
         """How far to distrust a pixel, and the group whose threshold applies to it.
@@ -133,6 +142,13 @@ class Classification(Head):
 
     def kept_share(self, config: Config) -> float:
         return config.keep_classification
+
+    @property
+    def tells_objects(self) -> bool:
+        return self.channels == 1
+
+    def inside(self, label: Tensor) -> Tensor:
+        return label if self.tells_objects else super().inside(label)
 
     def objection(self, raw: Tensor) -> str | None:
         low, high = float(raw.min()), float(raw.max())
@@ -187,7 +203,42 @@ class Binary(Classification):
 
 
 class Categorical(Classification):
-    """Mutually exclusive classes: a softmax over the channels."""
+    """Mutually exclusive classes: a softmax over the channels.
+
+    Args:
+        channels: number of classes.
+        logits: whether the network gives logits (else probabilities).
+        background: the class, from 0, that is no object, for heads that are `within` this one.
+    """
+
+    background: int | None = None
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        logits: bool = True,
+        background: int | None = None,
+        weight: float = 1.0,
+        grid: int | Grid = 1,
+    ) -> None:
+        super().__init__(channels, logits=logits, weight=weight, grid=grid)
+        if background is not None:  # runs of before know no such attribute
+            if background not in range(channels):
+                raise OutputError(
+                    f"background={background!r} is not allowed: it is a class from 0 to "
+                    f"{channels - 1}."
+                )
+            self.background = background
+
+    @property
+    def tells_objects(self) -> bool:
+        return self.background is not None
+
+    def inside(self, label: Tensor) -> Tensor:
+        if self.background is None:
+            return super().inside(label)
+        return 1 - label[..., self.background : self.background + 1, :, :]
 
     @property
     def groups(self) -> int:
@@ -220,8 +271,8 @@ class Regression(Head):
     Args:
         joint: one standard deviation for all channels (their root mean square) instead of one
             per channel.
-        within: name of the classification head, of one channel, outside of whose objects the
-            network was not trained to give anything: there, the loss does not count.
+        within: name of the head, `Binary()` or `Categorical(n, background=k)`, outside of whose
+            objects the network was not trained to give anything: there, the loss does not count.
     """
 
     def __init__(

@@ -148,7 +148,9 @@ class SelfAdaptation:
         total = images.new_zeros(())
         info = {}
         for name, head in self.adapter.outputs.items():
-            inside = None if head.within is None else labels[head.within]
+            inside = None
+            if head.within is not None:
+                inside = self.adapter.outputs[head.within].inside(labels[head.within])
             term = masked_mean(head.loss(raw[name], labels[name]), masks[name], inside)
             total = total + head.coefficient(self.config) * term
             info[f"loss_{name}"] = term.detach()
@@ -369,6 +371,7 @@ class SelfAdaptation:
     @torch.no_grad()
     def _pseudo_labels(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Labels and reliability masks of the teacher, by head."""
+        self.teacher.eval()  # a module of the caller's that holds it may have been set to train
         spec, config = self.adapter.outputs, self.config
         symmetries = self.symmetries
         if config.views == 1:

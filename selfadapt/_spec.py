@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from selfadapt._errors import OutputError
-from selfadapt._heads import Classification, Head
+from selfadapt._heads import Head
 from selfadapt._symmetry import D4, Grid, Symmetry
 
 
@@ -25,13 +25,11 @@ class OutputSpec(Mapping[str, Head]):
         for name, head in heads.items():
             other = heads.get(head.within) if head.within is not None else None
             if head.within is not None and (
-                not isinstance(other, Classification)
-                or other.channels != 1
-                or other.grid != head.grid
+                other is None or not other.tells_objects or other.grid != head.grid
             ):
                 raise OutputError(
-                    f"head {name!r} is within={head.within!r}: it must be the name of a "
-                    "classification head of one channel and the same grid."
+                    f"head {name!r} is within={head.within!r}: it must be the name of a Binary() "
+                    "or a Categorical(n, background=k) of the same grid."
                 )
         self._heads = heads
         self.channels = sum(head.channels for head in heads.values())

@@ -215,6 +215,7 @@ def test_the_teacher_follows_the_closed_form():
 def test_the_teacher_of_a_run_moves_and_stays_in_eval_mode():
     run = SelfAdaptation(SmallAdapter(), config())
     run.step(torch.rand(2, 1, 32, 32))
+    run.teacher.train()  # by a module that holds it, as a LightningModule would
     run.step(torch.rand(2, 1, 32, 32))
     assert not any(module.training for module in run.teacher.modules())
     for t, s, i in zip(
@@ -383,11 +384,40 @@ def test_a_head_within_another_learns_nothing_from_outside_its_objects():
         {"d": Scalar(within="p"), "p": Scalar()},
         {"d": Scalar(within="p"), "p": Binary(2)},
         {"d": Scalar(within="p"), "p": Binary(grid=2)},
+        {"d": Scalar(within="p"), "p": Categorical(3)},
     ],
 )
-def test_within_names_a_classification_of_one_channel_on_the_same_grid(heads):
+def test_within_names_a_head_that_tells_objects_on_the_same_grid(heads):
     with pytest.raises(OutputError, match=r"'d' is within='p': it must be the name"):
         OutputSpec(**heads)
+
+
+def test_a_head_within_classes_learns_from_where_the_background_is_not():
+    adapter = SmallAdapter()
+    losses = {}
+    for background in (0, 1):
+        adapter.model = SmallNet(channels=3)
+        adapter.outputs = OutputSpec(
+            classes=Categorical(2, background=background), distance=Scalar(within="classes")
+        )
+        with torch.no_grad():
+            adapter.model.up[1].weight[:2] = 0
+            adapter.model.up[1].bias[:2] = torch.tensor([100.0, -100.0])  # class 0 everywhere
+        run = SelfAdaptation(adapter, config(views=2, device="cpu"))
+        losses[background] = run.loss(torch.rand(2, 1, 32, 32))[1]["loss_distance"]
+    assert losses[0] == 0
+    assert losses[1] > 0
+
+
+def test_inside_is_what_is_left_of_the_background():
+    label = torch.rand(2, 3, 4, 5).softmax(1)
+    torch.testing.assert_close(
+        Categorical(3, background=1).inside(label), label[:, :1] + label[:, 2:]
+    )
+    with pytest.raises(OutputError, match="does not tell what is inside"):
+        Categorical(3).inside(label)
+    with pytest.raises(OutputError, match="background=3 is not allowed: it is a class from 0 to 2"):
+        Categorical(3, background=3)
 
 
 def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine():

@@ -1,0 +1,146 @@
+"""Adapt the decoder of a UNETR as micro-SAM uses it; its image encoder stays as it is.
+
+    python examples/unetr_decoder.py
+
+Architecture, targets, loss and watershed are those of micro-SAM, from torch-em: foreground and the
+distances to centre and boundary. Its encoder is the SAM vision transformer of timm, but a small
+one, for tiles of 128 pixels instead of 1024, and trained with the decoder for a minute, on half of
+a real image of the package stardist. Weights of SAM or micro-SAM were not run. The other half, with
+another contrast, blurred and noisy, plays the new microscope.
+"""
+
+import os
+import time
+
+import numpy as np
+import torch
+from scipy import ndimage
+from stardist.data import test_image_nuclei_2d
+from timm.models.vision_transformer_sam import VisionTransformerSAM
+from torch_em.loss import DiceBasedDistanceLoss
+from torch_em.model import UNETR
+from torch_em.transform.label import PerObjectDistanceTransform
+from torch_em.util.segmentation import watershed_from_center_and_boundary_distances
+
+from selfadapt import Adapter, Binary, Config, OutputSpec, Scalar, SelfAdaptation, adapt, match
+from selfadapt import normalize_percentile as percentiles
+
+DECODER = r"^(?!encoder\.)"
+"""Of the parameters' names: all but those of the encoder."""
+
+
+class UnetrAdapter(Adapter):
+    channels = 1
+    outputs = OutputSpec(
+        foreground=Binary(logits=False),
+        centre=Scalar(within="foreground"),  # as it was trained
+        boundary=Scalar(within="foreground"),
+    )
+
+    def __init__(self, model):
+        self.model = model
+        self.fixed_size = model.encoder.img_size
+        # they refuse crops that the augmentation has made too dark
+        model.perform_range_checks = False
+
+    def forward(self, model, images):
+        return self.outputs.split(model(images.clamp(0, 255).expand(-1, 3, -1, -1)))
+
+    def embedding_module(self, model):
+        return model.base  # follows the encoder, and moves where that is frozen
+
+    def normalise(self, image, whole):
+        return 255 * percentiles(image, self.input.low, self.input.high, whole).clip(0, 1)
+
+    def decode(self, outputs, size):
+        foreground, centre, boundary = (outputs[name][0].numpy() for name in self.outputs)
+        return watershed_from_center_and_boundary_distances(
+            centre, boundary, foreground, distance_smoothing=1.0, min_size=15
+        ).astype(np.int32)
+
+
+def network():
+    """micro-SAM's layout in small; `embed_dim=768, depth=12, img_size=1024` is that of vit_b."""
+    side = 128
+    encoder = VisionTransformerSAM(
+        img_size=side, embed_dim=96, depth=4, num_heads=4, neck_chans=64, use_rel_pos=True,
+        window_size=0, num_classes=0, global_pool="",
+    )  # fmt: skip
+    encoder.img_size = side
+    return UNETR(
+        side, encoder=encoder, embed_dim=64, out_channels=3, final_activation="Sigmoid",
+        use_sam_stats=True, use_skip_connection=False, initial_features=8,
+    )  # fmt: skip
+
+
+def nuclei():
+    """Image and labels of one microscope, and of one with another contrast, blur and noise."""
+    image, labels = test_image_nuclei_2d(return_mask=True)
+    image, labels = (image / image.max()).astype(np.float32), labels.astype(np.int32)
+    rng = np.random.default_rng(0)
+    new = ndimage.gaussian_filter(image[:, 256:], 1) ** 0.7 + rng.normal(0, 0.03, (512, 256))
+    return image[:, :256], labels[:, :256], new.astype(np.float32), labels[:, 256:]
+
+
+def train(adapter, image, labels, steps):
+    """On random crops, flipped and turned, by torch-em's loss."""
+    torch.manual_seed(0)
+    targets = PerObjectDistanceTransform()(labels)
+    everything = torch.from_numpy(np.concatenate([adapter.prepare(image[None]), targets]))
+    loss_of = DiceBasedDistanceLoss(mask_distances_in_bg=True)
+    optimizer = torch.optim.AdamW(adapter.model.parameters(), 1e-3)
+    adapter.model.train()
+    for _ in range(steps):
+        batch = []
+        for _ in range(4):
+            y, x = (int(torch.randint(n - 127, ())) for n in everything.shape[1:])
+            crop = everything[:, y : y + 128, x : x + 128].rot90(int(torch.randint(4, ())), (1, 2))
+            batch.append(crop.flip(1) if torch.rand(()) < 0.5 else crop)
+        batch = torch.stack(batch)
+        outputs = torch.cat(list(adapter.forward(adapter.model, batch[:, :1]).values()), 1)
+        loss = loss_of(outputs, batch[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    adapter.model.eval()
+
+
+def cost(adapter, config, steps=3):
+    """Seconds of a step, and bytes that training holds: for backward, gradients, and AdamW's."""
+    run = SelfAdaptation(adapter, config)
+    held = {}
+
+    def keep(tensor):
+        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    batch = 255 * torch.rand(4, 1, 128, 128)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run.loss(batch.to(run.device))
+    run.step(batch)
+    start = time.perf_counter()
+    for _ in range(steps):
+        run.step(batch)
+    seconds = (time.perf_counter() - start) / steps
+    return seconds, sum(held.values()) + 3 * sum(4 * p.numel() for p in run.parameters())
+
+
+if __name__ == "__main__":
+    iterations = int(os.environ.get("ITERATIONS", "100"))
+    old, labels, new, truth = nuclei()
+    adapter = UnetrAdapter(network())
+    train(adapter, old, labels, steps=5 * iterations)
+    config = Config(iterations=iterations, trainable=DECODER, candidates="default")
+    # the scale is known: no calibration
+    result = adapt(adapter, new, config=config, calibrate=False)
+    print(result.reason)
+    for when, one in (("before", adapter), ("after", result.adapter)):
+        found = one.segment(new)
+        print(f"{when}: AP at IoU 0.5 {match(truth, found)[0].ap:.2f}, {found.max()} nuclei")
+    (time_all, memory_all), (seconds, memory) = (
+        cost(adapter, Config(trainable=trainable)) for trainable in ("all", DECODER)
+    )
+    print(
+        f"the decoder alone takes {seconds / time_all:.2f} of the time of a step and "
+        f"{memory / memory_all:.2f} of the memory of adapting everything"
+    )

@@ -1,0 +1,146 @@
+"""The adapters of the examples pass the conformance suites that are shipped."""
+
+import importlib.util
+import inspect
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_heads import centre_vectors
+
+from selfadapt import Adapter, Config, SelfAdaptation
+from selfadapt.testing import AdapterTests, HeadTests
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+NEEDS = {
+    "mesmer_like": (),
+    "unetr_decoder": ("torch_em",),
+    "torchvision_semantic": (),
+    "instanseg_unet": ("instanseg", "seaborn", "edt"),
+    "own_model": (),
+}
+"""Examples with an adapter, and the packages without which they are not run."""
+
+
+@cache
+def example(name):
+    for package in NEEDS[name]:
+        pytest.importorskip(package)
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def loaded(adapter, path):
+    adapter.model.load_state_dict(torch.load(path))
+    return adapter
+
+
+@cache
+def trained_mesmer():
+    module = example("mesmer_like")
+    adapter = module.MesmerLikeAdapter(module.MesmerLike())
+    image, labels, _, _ = module.cells()
+    module.train(adapter, image, labels, steps=25)
+    return adapter
+
+
+class TestMesmerLike(AdapterTests):
+    @property
+    def images(self):
+        return [example("mesmer_like").cells()[0][:, :128, :128].transpose(1, 2, 0)]
+
+    def make_adapter(self):
+        return trained_mesmer()
+
+    def load(self, path):
+        module = example("mesmer_like")
+        return loaded(module.MesmerLikeAdapter(module.MesmerLike()), path)
+
+    def test_a_missing_membrane_image_stays_dark(self):
+        image = self.make_image()
+        image[1] = 0
+        assert not self.make_adapter().prepare(image)[1].any()
+
+
+class TestUnetrDecoder(AdapterTests):
+    def make_adapter(self):
+        torch.manual_seed(0)
+        module = example("unetr_decoder")
+        return module.UnetrAdapter(module.network())
+
+    def load(self, path):
+        return loaded(self.make_adapter(), path)
+
+    def test_the_decoder_alone_adapts_and_holds_less(self):
+        module, adapter = example("unetr_decoder"), self.make_adapter()
+        config = Config(trainable=module.DECODER, views=1, batch_size=1, warmup=0)
+        run = SelfAdaptation(adapter, config)
+        run.step(255 * torch.rand(1, 1, 128, 128))
+        for name, first in run.initial.named_parameters():
+            now = run.student.get_parameter(name)
+            if name.startswith("encoder."):
+                assert torch.equal(now, first), name
+        assert not torch.equal(run.student.out_conv.weight, run.initial.out_conv.weight)
+        everything = Config(views=1, batch_size=1)
+        assert module.cost(adapter, config, 1)[1] < module.cost(adapter, everything, 1)[1]
+
+
+class TestTorchvisionSemantic(AdapterTests):
+    def make_adapter(self):
+        torch.manual_seed(0)
+        module = example("torchvision_semantic")
+        return module.SemanticAdapter(module.network())
+
+    def load(self, path):
+        return loaded(self.make_adapter(), path)
+
+    def test_classes_have_the_size_of_the_image(self):
+        classes = self.make_adapter().classes(self.make_image()[0])
+        assert classes.shape == self.make_image().shape[1:]
+        assert set(np.unique(classes)) <= {0, 1, 2}
+
+
+class TestInstanSegUnet(AdapterTests):
+    def make_adapter(self):
+        torch.manual_seed(0)
+        module = example("instanseg_unet")
+        return module.InstanSegAdapter(module.network())
+
+    def load(self, path):
+        return loaded(self.make_adapter(), path)
+
+    def test_the_classifier_of_the_instances_stays_as_it_is(self):
+        run = SelfAdaptation(self.make_adapter(), Config(views=1, batch_size=1, warmup=0))
+        run.step(torch.rand(1, 1, 32, 32))
+        first = run.initial.pixel_classifier.state_dict()
+        for name, now in run.student.pixel_classifier.state_dict().items():
+            assert torch.equal(now, first[name]), name
+
+
+class TestOffsets(HeadTests):
+    @property
+    def head(self):
+        return example("instanseg_unet").Offsets()
+
+    def encode(self, labels):
+        return centre_vectors(labels)[[1, 0]]
+
+    def test_raw_leads_back(self):
+        raw = torch.randn(1, 2, 4, 4)
+        torch.testing.assert_close(self.head.raw(self.head.values(raw)), raw)
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_an_adapter_is_short(name):
+    module = example(name)
+    (adapter,) = (
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Adapter) and value is not Adapter
+    )
+    assert len(inspect.getsource(adapter).splitlines()) < 60
