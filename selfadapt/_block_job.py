@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from selfadapt._adapter import Adapter, refuse_not_finite
+from selfadapt._adapter import Adapter, refuse_broken
 from selfadapt._blocks import Block, Labels, blocks_of, keep_own
 from selfadapt._disk import write_file
 from selfadapt._errors import CheckpointError, OutputError
@@ -55,7 +55,7 @@ class Job:
         prepared = prepare(self.adapter, pixels, name, self.whole)
         try:
             found = predict(self.adapter, self.adapter.model, prepared, size)
-            refuse_not_finite(found.outputs.values())
+            refuse_broken(found.outputs.values())
         except OutputError as error:
             raise OutputError(f"{name}: {error}") from None
         assert found.instances is not None
