@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -208,7 +208,12 @@ def adapt(
             adapted = adapted.with_input(replace(adapted.input, tta=True))
         if output_dir is not None:
             before = adapter.with_model(run.initial)
-            shown = ranks.first(lambda: _export(before, adapted, judge, directory))
+            networks = {"before": before, "after": adapted}
+            if ending.rejected is not None:
+                networks["rejected"] = _with_snapshot(
+                    adapter, directory, ending.rejected.snapshot, run.device
+                )
+            shown = ranks.first(lambda: _export(adapted, networks, judge, directory))
             thresholds = {stop.name: stop.threshold} if isinstance(stop, Monitor) else {}
             told = {"thresholds": thresholds, "examples": shown}
             directory.write_json(INPUT, adapted.input.to_dict())
@@ -269,17 +274,24 @@ def _with_snapshot(
     return adapter.with_model(directory.load_network(name, adapter.model, device).eval())
 
 
-def _export(before: Adapter, after: Adapter, judge: Judge, directory: RunDirectory) -> list[str]:
-    """Write the model in its native format, and examples, whose names are returned."""
+def _export(
+    result: Adapter, networks: Mapping[str, Adapter], judge: Judge, directory: RunDirectory
+) -> list[str]:
+    """Write the model in its native format, and examples, whose names are returned.
+
+    Args:
+        result: what is kept.
+        networks: of which the examples show the instances, by the end of the files' names.
+    """
     with directory.replacing("model") as partial:
-        after.save(partial)
+        result.save(partial)
     with directory.replacing("examples") as partial:
         partial.mkdir()
         examples = judge.examples[:EXAMPLES]
         for index, (_, pixels, size) in enumerate(examples):
             axes = {"axes": "CYX"}
             tifffile.imwrite(partial / f"{index}-image.tif", pixels.numpy(), metadata=axes)
-            for when, adapter in (("before", before), ("after", after)):
+            for when, adapter in networks.items():
                 instances = predict(adapter, adapter.model, pixels, size).instances
                 if instances is not None:
                     tifffile.imwrite(partial / f"{index}-{when}.tif", instances)

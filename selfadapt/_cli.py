@@ -38,10 +38,10 @@ from selfadapt._matching import Matches, match
 from selfadapt._monitors import EmbeddingDrift, FalseNegativeRate, Monitor
 from selfadapt._network import checksum_of
 from selfadapt._normalize import Image, checksum
-from selfadapt._options import ORIGIN, make_parser, model_parser, open_model, option_names
+from selfadapt._options import make_parser, model_parser, open_model, option_names
 from selfadapt._registry import adapters
 from selfadapt._report import write_report
-from selfadapt._rundir import RunDirectory
+from selfadapt._rundir import ORIGIN, REPEATS, RunDirectory
 from selfadapt._scores import IOUS, Row, summarise, to_csv
 
 NOT_TRUSTED = 3
@@ -146,7 +146,7 @@ def _adapt(words: Sequence[str]) -> bool:
     adapter, origin = open_model(kind, options)
     repeat = options.clone()
     repeat.pop("resume")  # the file starts a run of its own
-    notes = {ORIGIN: json.dumps(origin, indent=2), "run.yaml": parser.dump(repeat)}
+    notes = {ORIGIN: json.dumps(origin, indent=2), REPEATS: parser.dump(repeat)}
     directory = RunDirectory(options.out, notes)
     result = adapt(
         adapter,

@@ -13,6 +13,9 @@ from safetensors import SafetensorError
 
 from selfadapt._errors import CheckpointError, first_line
 
+UNFINISHED = (".partial", ".old")
+"""Ends of the names that files and folders have until they appear."""
+
 
 def write_file(path: Path, data: bytes) -> None:
     """Write a file that appears complete or not at all."""
@@ -27,7 +30,7 @@ def appearing(target: Path) -> Iterator[Path]:
     Raises:
         CheckpointError: it cannot be written.
     """
-    partial, old = (target.with_name(f"{target.name}.{end}") for end in ("partial", "old"))
+    partial, old = (target.with_name(target.name + end) for end in UNFINISHED)
     try:
         _remove(partial)  # were it a link, writing would follow it
         _remove(old)

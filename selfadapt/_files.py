@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from selfadapt._disk import UNFINISHED
 from selfadapt._errors import ImageError, first_line
 from selfadapt._lazy import MICROSCOPES, PICTURES, SUFFIXES, TIFF, LazyImage, failing
 from selfadapt._masks import made_of
@@ -33,7 +34,11 @@ def list_path(path: Path, channel_axis: int | None, *, labels: bool) -> Iterator
         yield from list_zarr(open_zarr(path), path.name, channel_axis)
     else:
         # systems and editors put hidden files there
-        entries = sorted(entry for entry in path.iterdir() if entry.name[0] != ".")
+        entries = sorted(
+            entry
+            for entry in path.iterdir()
+            if entry.name[0] != "." and entry.suffix not in UNFINISHED
+        )
         names = {entry.name for entry in entries if _suffix(entry) in SUFFIXES or is_zarr(entry)}
         made = set() if labels else made_of(names)
         for entry in entries:

@@ -14,10 +14,7 @@ from selfadapt._calibrate import go_on
 from selfadapt._errors import CheckpointError, ConfigError, first_line
 from selfadapt._network import pick_device
 from selfadapt._registry import load_adapter
-from selfadapt._rundir import INPUT, RunDirectory
-
-ORIGIN = "adapter.json"
-"""In a run folder: which adapter, with which options, opens its model."""
+from selfadapt._rundir import INPUT, ORIGIN, RunDirectory
 
 
 def option_names(kind: type[Adapter]) -> list[str]:

@@ -68,11 +68,14 @@ class Ending:
     kept: Seen
     reason: str
     quality: Quality
+    rejected: Seen | None = None
+    """Where the initial network is kept, the most promising one beside it."""
 
     def to_dict(self) -> dict[str, Any]:
         """For `result.json`; what is not a number becomes null."""
         return {
             "outcome": self.outcome,
+            "rejected": None if self.rejected is None else self.rejected.name,
             "candidate": self.kept.name,
             "iteration": self.kept.iteration,
             "reason": self.reason,
@@ -140,9 +143,22 @@ class Portfolio:
     def go(self) -> Ending:
         """Begin, or go on where it was, to the end, or until it is cancelled."""
         try:
-            return self._go()
+            ending = self._go()
         except RunCancelledError:
-            return self._cancelled()
+            ending = self._cancelled()
+        if ending.kept.candidate == "initial":
+            ending = replace(ending, rejected=self._most_promising())
+        return ending
+
+    def _most_promising(self) -> Seen | None:
+        """Of the networks other than the initial one that are still there."""
+        there = set(self.directory.snapshots())
+        first, *others = self.seen
+        usable = [s for s in others if s.candidate != "initial" and not s.tta and s.look.finite]
+        usable = [s for s in usable if s.snapshot in there]
+        if not usable or not self.run.adapter.can_decode:
+            return None
+        return usable[self.judge.order(first.look, [s.look for s in usable])[0]]
 
     def _go(self) -> Ending:
         if self.directory.begun:

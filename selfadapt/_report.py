@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import tifffile
+import yaml
 from numpy.typing import NDArray
 from skimage.segmentation import find_boundaries
 
 from selfadapt._config import LOOPS
 from selfadapt._disk import write_file
-from selfadapt._errors import CheckpointError, ModelError, refuse_damage
-from selfadapt._rundir import CALIBRATION, Row, RunDirectory
+from selfadapt._errors import CheckpointError, ModelError, first_line, refuse_damage
+from selfadapt._matching import match
+from selfadapt._rundir import CALIBRATION, REPEATS, Row, RunDirectory
 from selfadapt._tiles import resize_labels
 
 _CURVES = (
@@ -59,8 +61,11 @@ def write_report(run: str | Path | RunDirectory, scores: Sequence[str] = ()) -> 
         )
         has_input = (directory.path / CALIBRATION).exists()
         calibration = directory.read_json(CALIBRATION) if has_input else None
+        rejected = result.get("rejected")
+        second = "after" if rejected is None else "rejected"
+        title = "after" if rejected is None else f"rejected: {rejected}"
         examples = [
-            _draw_example(path, name)
+            _draw_example(path, name, second, title)
             for path, name in zip(
                 sorted((directory.path / "examples").glob("*-image.tif")),
                 result["examples"],
@@ -83,6 +88,7 @@ def write_report(run: str | Path | RunDirectory, scores: Sequence[str] = ()) -> 
             scores="".join(f"<p class=score>{html.escape(line)}</p>" for line in scores),
             calibration="" if calibration is None else _draw_calibration(calibration),
             curves=curves,
+            about=_about(directory),
             examples="".join(examples) or "<p>The adapter cannot decode instances.</p>",
             head="".join(
                 f"<th>{html.escape(title)}</th>"
@@ -179,26 +185,53 @@ def _draw_calibration(calibration: Mapping[str, Any]) -> str:
     return f"<h2>How the images go in</h2><p>{words[:1].upper()}{words[1:]}.</p>{picture}"
 
 
-def _draw_example(path: Path, name: str) -> str:
+def _about(directory: RunDirectory) -> str:
+    """Rows of a table: network, images, versions, and the command that repeats the run."""
+    data = directory.read_json("data.json")
+    rows = {"images": f"{len(data['images'])}, and {len(data['held_out'])} held out"}
+    repeats = directory.path / REPEATS
+    if repeats.exists():  # it was made by the shell
+        try:
+            told = yaml.safe_load(repeats.read_text())
+        except yaml.YAMLError as error:
+            raise CheckpointError(f"{repeats} is damaged: {first_line(error)}") from None
+        rows["network"] = f"{told['model']}, adapter {told['adapter']}"
+        rows["images"] = f"{told['images']}: {rows['images']}"
+        rows["again"] = f"selfadapt adapt --config {repeats} --out ANOTHER_RUN"
+    rows["checksum of the network"] = data["model"]
+    rows["versions"] = ", ".join(f"{k} {v}" for k, v in data["versions"].items())
+    rows["another snapshot"] = "result.select(iteration or name) in Python, of those in snapshots/"
+    return "".join(
+        f"<tr><th>{html.escape(name)}</th><td class=words>{html.escape(str(value))}</td></tr>"
+        for name, value in rows.items()
+    )
+
+
+def _draw_example(path: Path, name: str, second: str, second_title: str) -> str:
+    """The image, and instances before and after, or of the network that was rejected."""
     image = tifffile.imread(path)
     image = image[None] if image.ndim == 2 else image
-    before, after = (path.with_name(path.name.replace("image", w)) for w in ("before", "after"))
-    if not (before.exists() and after.exists()):
+    files = [path.with_name(path.name.replace("image", which)) for which in ("before", second)]
+    if not all(file.exists() for file in files):
         return ""
-    panels = [_display(image)]
-    titles = ["image"]
-    for title, file in (("before", before), ("after", after)):
-        labels = tifffile.imread(file)
-        panels.append(
-            _outline(panels[0], labels, (1.0, 0.35, 0.2) if title == "before" else (0.2, 0.9, 0.5))
-        )
-        titles.append(f"{title}: {len(np.unique(labels)) - 1} instances")
+    before, after = (tifffile.imread(file) for file in files)
+    same = match(before, after, (0.5,))[0]
+    plain = _display(image)
+    panels = [plain, _outline(plain, before, (1.0, 0.35, 0.2)), _outline(plain, after, _GREEN)]
+    titles = [
+        "image",
+        f"before: {same.tp + same.fn} instances",
+        f"{second_title}: {same.tp + same.fp} ({same.tp} the same, {same.fp} new, {same.fn} gone)",
+    ]
     figure, axes = _figure_of(3, (14, 0.4 + 4.6 * image.shape[-2] / image.shape[-1]))
     for axis, panel, title in zip(axes, panels, titles, strict=True):
         axis.imshow(panel, interpolation="nearest")
         axis.set_title(title, fontsize=11)
         axis.axis("off")
     return f"<h3>{html.escape(name)}</h3>{_embed(figure, f'{name}: image, before, after')}"
+
+
+_GREEN = (0.2, 0.9, 0.5)
 
 
 def _display(image: NDArray[Any]) -> NDArray[np.float64]:
@@ -243,7 +276,7 @@ _PAGE = """<!doctype html>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; color: #222 }}
 img {{ max-width: 100% }} h1 {{ font-size: 1.5rem }} h2 {{ font-size: 1.15rem; margin-top: 2rem }} h3 {{ font-size: 1rem; margin: 1rem 0 0 }}
 table {{ border-collapse: collapse }} td, th {{ padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #ddd }}
-.verdict {{ font-size: 1.3rem; font-weight: 600; margin: 0 }} .chosen {{ background: #e2f3ea; font-weight: 600 }} .score {{ font-size: 1.1rem; margin: .2rem 0 }}
+.verdict {{ font-size: 1.3rem; font-weight: 600; margin: 0 }} .chosen {{ background: #e2f3ea; font-weight: 600 }} .score {{ font-size: 1.1rem; margin: .2rem 0 }} .words {{ text-align: left }}
 pre {{ background: #f5f5f5; padding: .8rem; columns: 3 }}
 </style></head><body>
 <h1>selfadapt run</h1>
@@ -254,8 +287,11 @@ pre {{ background: #f5f5f5; padding: .8rem; columns: 3 }}
 <h2>Curves</h2>{curves}
 <p>A line per way to adapt, the less promising of which end early. The vertical line marks the weights that were kept. FN rate and embedding drift compare with the initial model, without labels; an instance that
 was wrong and is gone counts as missing, too.</p>
-<h2>Images looked at</h2>{examples}
+<h2>Images looked at</h2>
+<p>Where the initial network is kept, the last picture shows the most promising one that was rejected. Instances are the same from an IoU of 0.5.</p>
+{examples}
 <h2>Candidates</h2><table><tr>{head}</tr>{rows}</table>
+<h2>The run</h2><table>{about}</table>
 <h2>Settings</h2><pre>{settings}</pre>
 </body></html>
 """

@@ -34,6 +34,8 @@ Row = dict[str, Any]
 CALIBRATION = "calibration.json"
 CHECKPOINTS = "checkpoints"
 INPUT = "input.json"
+ORIGIN, REPEATS = "adapter.json", "run.yaml"
+"""Of the shell: adapter and options; all settings, with which `adapt --config` repeats the run."""
 LOCK = ".lock"
 """Held by the process that is at work; the system lets it go when that ends, however it ends."""
 FORMAT = 3

@@ -405,6 +405,28 @@ def test_the_embedding_is_the_mean_of_the_hooked_layer(adapter):
     torch.testing.assert_close(got, features.mean((0, 2, 3)).detach())
 
 
+def test_what_was_rejected_is_shown(adapter, tmp_path):
+    result = adapt(
+        adapter, IMAGES, config=config(candidates="default,gentle"), output_dir=tmp_path,
+        progress=False,
+    )  # fmt: skip
+    assert result.outcome == "initial kept"
+    told = RunDirectory(tmp_path).read_json("result.json")["rejected"]
+    assert told in {row["candidate"] for row in result.history} - {"initial"}
+    rejected = tifffile.imread(tmp_path / "examples" / "0-rejected.tif")
+    networks = [result.select(name) for name in result.snapshots if name != 0]
+    pixels = torch.from_numpy(tifffile.imread(tmp_path / "examples" / "0-image.tif"))[None]
+    found = [predict(each, each.model, pixels.reshape(1, *pixels.shape[-2:])).instances
+             for each in networks]  # fmt: skip
+    assert any(np.array_equal(rejected, each) for each in found)
+    page = write_report(tmp_path).read_text()
+    assert "The run" in page
+    assert "4, and 2 held out" in page
+    kept = run_adapt(adapter, tmp_path / "other")  # another criterion has kept a later one
+    assert kept.iteration > 0
+    assert not list((tmp_path / "other" / "examples").glob("*rejected*"))
+
+
 def test_examples_in_the_folder_are_label_images(adapter, tmp_path):
     run_adapt(adapter, tmp_path)
     before = tifffile.imread(tmp_path / "examples" / "0-before.tif")
