@@ -137,6 +137,8 @@ class AdapterTests:
     70 x 91 pixels, with the channels that the adapter takes."""
     images: Any = None
     """Images on which the network of `make_adapter` works: set them if it is a trained one."""
+    channel_axis: int | None = None
+    """Of these images: see `open_images`."""
 
     def make_adapter(self) -> Adapter:
         """An adapter around a small network."""
@@ -180,7 +182,8 @@ class AdapterTests:
         """Views agree as the heads are declared (skipped where `images` are not set)."""
         if self.images is None:
             pytest.skip("set `images`, on which the network of make_adapter works")
-        assert not check_adapter(self.make_adapter(), self.images).findings
+        found = check_adapter(self.make_adapter(), self.images, channel_axis=self.channel_axis)
+        assert not found.findings
 
     def test_prepare_gives_float32_of_the_right_channels(self) -> None:
         """prepare keeps [C, H, W] and gives the channels that the network takes."""
