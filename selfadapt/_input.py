@@ -186,7 +186,8 @@ def prepare(adapter: Preparing, image: Image, name: str, whole: Image | None = N
             f"{name} has {image.shape[0]} channel(s), prepared {prepared.shape[0]}, but the "
             f"network takes {adapter.channels}: "
             + (
-                "give images with as many, as the network was trained on."
+                "give images with as many, as the network was trained on, and say channel_axis if "
+                "an axis of an array holds them."
                 if prepared.shape[0] < adapter.channels
                 else "choose the channels, or the adapter's option that converts them (gray=True, "
                 "shell: --gray true, where it has one)."

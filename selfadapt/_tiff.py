@@ -22,8 +22,9 @@ logger = logging.getLogger(__name__)
 
 SMALL_COPIES = {"thumbnail", "label", "macro", "overview", "preview"}
 """Words in the names of series that slide scanners store beside the image."""
-MASK, ALIKE = 4, 0.7
-"""Bit of what TIFF calls a transparency mask; correlation of an image with a small copy of it."""
+MASK, ALIKE, COMPARED = 4, 0.7, 16
+"""Bit of what TIFF calls a transparency mask; correlation of an image with a small copy of it; of
+how many pages one may be a copy."""
 ASSOCIATED_OR_NOT = (1, 2)
 """What TIFF calls samples that are alpha."""
 MOST_BYTES, MOST_PACKED = 2**26, 3000
@@ -173,28 +174,33 @@ def _is_copy(small: tuple[int, int], large: tuple[int, int]) -> bool:
 
 
 def _alike(small: tifffile.TiffPageSeries, large: tifffile.TiffPageSeries) -> bool:
-    """Whether the first page of one shows what that of the other shows, as a thumbnail does."""
+    """Whether the first page of one shows what one of the other shows, as a thumbnail does."""
     if math.prod(large.keyframe.shape) > LARGE**2:  # too much to read: a slide
         return True
     try:
-        one, other = (_gray(each) for each in (small, large))
-        height, width = one.shape
-        smooth = resize_image(other[None], (height, width))[0]
-        rows, columns = (
-            np.arange(n) * whole // n for n, whole in zip(one.shape, other.shape, strict=True)
-        )
-        nearest = other[np.ix_(rows, columns)]
-        return any(np.corrcoef(one.ravel(), it.ravel())[0, 1] > ALIKE for it in (smooth, nearest))
+        (copy,) = _gray_pages(small, 1)
+        return any(_shows(copy, page) for page in _gray_pages(large, COMPARED))
     except Exception:  # damaged: it is named where it is read
         return False
 
 
-def _gray(series: tifffile.TiffPageSeries) -> NDArray[np.float32]:
-    """The first page, `[H, W]`."""
-    page = series.keyframe
-    pixels = np.asarray(page.asarray(), np.float32)
-    others = tuple(axis for axis, letter in enumerate(page.axes) if letter not in "YX")
-    return np.asarray(pixels.mean(others))
+def _gray_pages(series: tifffile.TiffPageSeries, most: int) -> Iterator[NDArray[np.float32]]:
+    """Some of the pages, evenly spread, `[H, W]` each."""
+    letters = series.keyframe.axes
+    others = tuple(axis for axis, letter in enumerate(letters) if letter not in "YX")
+    for page in series.pages[:: -(-len(series.pages) // most)]:
+        if page is not None:  # one that lies in a file that is missing
+            yield np.asarray(page.asarray(), np.float32).mean(others)
+
+
+def _shows(copy: NDArray[np.float32], page: NDArray[np.float32]) -> bool:
+    """Whether a small image is a larger one, made smaller in one way or another."""
+    height, width = copy.shape
+    smooth = resize_image(page[None], (height, width))[0]
+    rows = np.arange(height) * page.shape[0] // height
+    columns = np.arange(width) * page.shape[1] // width
+    ways = (smooth, page[np.ix_(rows, columns)])
+    return any(np.corrcoef(copy.ravel(), way.ravel())[0, 1] > ALIKE for way in ways)
 
 
 def _describe_series(
