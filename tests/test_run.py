@@ -747,10 +747,10 @@ def test_memory_is_flat_over_many_runs(adapter, tmp_path):
         return sum(t.numel() for t in tensors)
 
     held = []
-    for _ in range(4):
+    for _ in range(30 if "SELFADAPT_EXAMPLES" in os.environ else 4):
         adapt(adapter, IMAGES[:2], config=config(iterations=2), stop=None, progress=False)
         held.append(used())
-    assert held[3] <= held[1]
+    assert max(held[2:]) <= held[1]
 
 
 @pytest.mark.parametrize("place", range(4))
