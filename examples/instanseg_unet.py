@@ -121,7 +121,8 @@ if __name__ == "__main__":
     old, labels, new, truth = nuclei()
     adapter = InstanSegAdapter(network())
     train(adapter, old, labels, steps=3 * iterations)
-    config = Config(iterations=iterations, crop=96, candidates="default")
+    looks = min(iterations, 12)  # few where it runs for a moment only
+    config = Config(iterations=iterations, crop=96, candidates="default", validation_images=looks)
     # the scale is known: no calibration
     result = adapt(adapter, new, config=config, calibrate=False)
     print(result.reason)

@@ -144,7 +144,8 @@ if __name__ == "__main__":
     old, compartments, new, truth = cells()
     adapter = MesmerLikeAdapter(MesmerLike())
     train(adapter, old, compartments, steps=2 * iterations)
-    config = Config(iterations=iterations, crop=96, candidates="default")
+    looks = min(iterations, 12)  # few where it runs for a moment only
+    config = Config(iterations=iterations, crop=96, candidates="default", validation_images=looks)
     # the scale is known: no calibration
     result = adapt(adapter, [new], channel_axis=0, config=config, calibrate=False)
     print(result.reason)

@@ -130,7 +130,10 @@ if __name__ == "__main__":
     old, labels, new, truth = nuclei()
     adapter = UnetrAdapter(network())
     train(adapter, old, labels, steps=5 * iterations)
-    config = Config(iterations=iterations, trainable=DECODER, candidates="default")
+    looks = min(iterations, 12)  # few where it runs for a moment only
+    config = Config(
+        iterations=iterations, trainable=DECODER, candidates="default", validation_images=looks
+    )
     # the scale is known: no calibration
     result = adapt(adapter, new, config=config, calibrate=False)
     print(result.reason)
