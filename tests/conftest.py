@@ -22,7 +22,8 @@ def pytest_configure() -> None:
         "SELFADAPT_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
     )
     torch.set_num_threads(int(threads))
-    os.environ["OMP_NUM_THREADS"] = threads  # of the programs that tests start
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # of the programs that tests start
+        os.environ[name] = threads
 
 
 @pytest.fixture(scope="session")

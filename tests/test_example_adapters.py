@@ -50,12 +50,6 @@ def trained_mesmer():
 
 
 class TestMesmerLike(AdapterTests):
-    channel_axis = 0
-
-    @property
-    def images(self):
-        return [example("mesmer_like").cells()[0][:, :128, :128]]
-
     def make_adapter(self):
         return trained_mesmer()
 

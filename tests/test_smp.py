@@ -9,6 +9,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 from helpers import IMAGES, SHARED, SmallNet, config, discs, needs_shared
+from stardist.data import test_image_nuclei_2d as nuclei
 from torch import nn
 from torch.nn import functional
 
@@ -61,6 +62,22 @@ class TestForegroundDistance(TestForeground):
 
 class TestClasses(TestForeground):
     heads = "classes:3"
+
+
+class TestDemo(AdapterTests):
+    """A trained network, on images that it works on, given with their channels first."""
+
+    channel_axis = 0
+
+    @property
+    def images(self):
+        return [nuclei(return_mask=False)[None]]
+
+    def make_adapter(self):
+        return SmpAdapter.from_pretrained("demo")
+
+    def load(self, path):
+        return SmpAdapter.from_pretrained(str(path))
 
 
 class TestTorchScript(AdapterTests):
