@@ -267,7 +267,10 @@ class Adapter(ABC):
         """
         adapter = cls(model, **options)  # type: ignore[call-arg]
         if not isinstance(adapter.model, nn.Module):
-            raise ModelError(f"{cls.__name__} cannot open {model!r}: it has no `from_pretrained`.")
+            raise ModelError(
+                f"{cls.__name__} cannot open {model!r}: it takes a network, so override its "
+                "`from_pretrained`."
+            )
         return adapter
 
     def with_model(self, model: nn.Module) -> Self:

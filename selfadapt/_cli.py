@@ -78,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{error} (see: selfadapt {name} --help)")
     except KeyboardInterrupt:
         return _fail("interrupted; `adapt` and `segment` go on with --resume.", 130)
-    return NOT_TRUSTED if trusted is False else 0
+    # torchrun takes any other code than 0 for a crash
+    return NOT_TRUSTED if trusted is False and not several else 0
 
 
 @contextmanager

@@ -21,7 +21,8 @@ from selfadapt._heads import Head
 from selfadapt._images import open_windows
 from selfadapt._input import prepare
 from selfadapt._masks import refuse_masks
-from selfadapt._predict import evaluating
+from selfadapt._network import check_network
+from selfadapt._predict import evaluating, predict
 from selfadapt._spec import OutputSpec
 from selfadapt._symmetry import D4, Symmetry
 from selfadapt._tiles import pad_far_side, round_up
@@ -98,6 +99,7 @@ def check_adapter(adapter: Adapter, images: Any, *, channel_axis: int | None = N
     Raises:
         SelfAdaptError: the images cannot be used, or the network cannot be run on them.
     """
+    check_network(getattr(adapter, "model", None))
     sources = open_windows(images, channel_axis=channel_axis)
     refuse_masks(sources)
     crops = []
@@ -107,6 +109,7 @@ def check_adapter(adapter: Adapter, images: Any, *, channel_axis: int | None = N
     if not crops:
         raise ImageError("all images are constant: there is nothing to see in them.")
     model, spec = adapter.model, adapter.outputs
+    predict(adapter, model, crops[0])  # the bottleneck and `decode`, whose errors are sentences
     device, kind = next(model.parameters()).device, next(model.parameters()).dtype
     with torch.no_grad(), evaluating(model):
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from selfadapt._errors import OutputError, SelfAdaptError, first_line
+from selfadapt._errors import ModelError, OutputError, SelfAdaptError, first_line
 from selfadapt._input import Input
 from selfadapt._network import seeded
 from selfadapt._spec import OutputSpec
@@ -68,7 +68,7 @@ def predict(
     was prepared; by default those of `image`.
     """
     image = image.to(next(model.parameters()).device)
-    with evaluating(model), _pooled_bottlenecks(adapter.embedding_module(model)) as pooled:
+    with evaluating(model), _pooled_bottlenecks(_bottleneck(adapter, model)) as pooled:
         outputs = raw_outputs(adapter, model, image)
     embedding = torch.cat(pooled).mean(0) if pooled else None
     if not adapter.can_decode:
@@ -78,10 +78,29 @@ def predict(
 
 
 def decoded(adapter: Predicting, outputs: Mapping[str, Tensor], size: tuple[int, int]) -> Labels:
-    """Instances `[H, W]`; none where an output is not finite, which no `decode` need expect."""
+    """Instances `[H, W]`; none where an output is not finite, which no `decode` need expect.
+
+    Raises:
+        OutputError: `decode` fails, or gives something else.
+    """
     if not all(bool(output.isfinite().all()) for output in outputs.values()):
         return np.zeros(size, np.int32)
-    return resize_labels(adapter.decode(outputs, size), size)
+    try:
+        labels = adapter.decode(outputs, size)
+    except SelfAdaptError:
+        raise
+    except Exception as error:  # of the adapter's own code
+        raise OutputError(
+            f"`decode` of {type(adapter).__name__} fails: {type(error).__name__}: "
+            f"{first_line(error)}"
+        ) from error
+    if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.dtype.kind not in "iu":
+        given = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, np.ndarray) else "none"
+        raise OutputError(
+            f"`decode` of {type(adapter).__name__} gives a {type(labels).__name__} ({given}): an "
+            "array of integers [H, W] is needed."
+        )
+    return resize_labels(labels, size)
 
 
 def raw_outputs(adapter: Predicting, model: nn.Module, image: Tensor) -> dict[str, Tensor]:
@@ -121,6 +140,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def _bottleneck(adapter: Predicting, model: nn.Module) -> nn.Module | None:
+    try:
+        module = adapter.embedding_module(model)
+    except AttributeError as error:
+        raise ModelError(
+            f"`embedding_module` of {type(adapter).__name__} fails: {first_line(error)}. Let it "
+            "return one of the network's layers, or None."
+        ) from error
+    if module is not None and not isinstance(module, nn.Module):
+        raise ModelError(
+            f"`embedding_module` of {type(adapter).__name__} gives a {type(module).__name__}: let "
+            "it return one of the network's layers, or None."
+        )
+    return module
 
 
 @contextmanager

@@ -92,5 +92,6 @@ class OutputSpec(Mapping[str, Head]):
                 raise OutputError(
                     f"head {name!r} is declared as {type(head).__name__} with [C, H, W] = "
                     f"{list(want)} for an image of {height} x {width}, but the network gives "
-                    f"{list(outputs[name].shape[1:])}; change its channels or grid."
+                    f"{list(outputs[name].shape[1:])}; change its channels or grid, or the "
+                    "adapter's size_multiple."
                 )

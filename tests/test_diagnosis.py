@@ -11,6 +11,8 @@ from selfadapt import (
     Adapter,
     Binary,
     ImageError,
+    ModelError,
+    OutputError,
     OutputSpec,
     Rays,
     Scalar,
@@ -170,3 +172,26 @@ def test_cellposes_own_network_is_what_our_adapter_says():
     found = check_adapter(cellpose.CellposeAdapter(weights, diameter=14), images)
     assert found.findings == []
     assert found.heads["flow"].otherwise["x comes before y"] > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "broken", "message"),
+    [
+        ("decode", lambda *_: {}["nope"], "`decode` of Broken fails: KeyError: 'nope'"),
+        ("decode", lambda *_: torch.zeros(9, 9), "`decode` of Broken gives a Tensor"),
+        ("decode", lambda *_: np.zeros((1, 9, 9), np.int32), r"gives a ndarray .int32 .1, 9, 9"),
+        ("decode", lambda *_: np.zeros((9, 9), bool), "gives a ndarray .bool"),
+        ("embedding_module", lambda _, model: model.nothing, "`embedding_module` of Broken fails"),
+        ("embedding_module", lambda *_: "encoder", "`embedding_module` of Broken gives a str"),
+    ],
+)
+def test_what_an_adapter_gets_wrong_is_named(name, broken, message):
+    kind = type("Broken", (Plain,), {"decode": lambda *_: np.zeros((9, 9), np.int32), name: broken})
+    adapter = kind(Gradient(), flow=Vector(), p=Binary())
+    with pytest.raises((ModelError, OutputError), match=message):
+        check_adapter(adapter, DISCS)
+
+
+def test_a_forgotten_model_is_named():
+    with pytest.raises(ModelError, match="the adapter's model is missing"):
+        check_adapter(Plain(None, p=Binary()), DISCS)
