@@ -218,6 +218,7 @@ def adapt(
             told = {"thresholds": thresholds, "examples": shown}
             directory.write_json(INPUT, adapted.input.to_dict())
             directory.write_json("result.json", ending.to_dict() | told)
+        ranks.wait()  # the first one may let go of a temporary folder that others still read
     return AdaptationResult(
         adapted,
         ending.outcome,

@@ -47,7 +47,7 @@ def first(work: Callable[[], T]) -> T:
     """Let the first process do something once all have come here; its result, or error, for all."""
     if count() == 1:
         return work()
-    dist.barrier()
+    wait()
     told: list[Any] = [None]
     if rank() == 0:
         try:
@@ -59,6 +59,12 @@ def first(work: Callable[[], T]) -> T:
     if failed is not None:
         raise failed
     return result  # type: ignore[no-any-return]
+
+
+def wait() -> None:
+    """Until all processes have come here."""
+    if count() > 1:
+        dist.barrier()
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
