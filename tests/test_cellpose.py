@@ -208,6 +208,7 @@ def test_values_that_are_taken_as_they_are_are_not_shifted(trained, normalize, s
     np.testing.assert_allclose(prepared, expected, rtol=1e-5, atol=0.01)
 
 
+@cellpose3  # version 4 divides by the height less one
 def test_an_image_of_one_row_has_labels_of_one_row(trained):
     row = np.random.default_rng(0).random((1, 200)).astype(np.float32)
     assert CellposeAdapter(trained, diameter=OWN_SCALE).segment(row).shape == (1, 200)
