@@ -194,8 +194,8 @@ def _segment(words: Sequence[str]) -> None:
     """Write the instances of each image: as label TIFF, OME-Zarr, GeoJSON or ImageJ ROIs."""
     parser, kind = model_parser("segment", _segment.__doc__, words)
     parser.add_argument("--out", type=str, required=True, help="folder to write to")
-    names = Literal["tiff", "ome-zarr", "geojson", "roi"]
-    parser.add_argument("--format", type=names, default="tiff", help="of the files in --out")
+    formats = f"of the files in --out: {', '.join(FORMATS)}"
+    parser.add_argument("--format", type=str, default="tiff", help=formats)
     parser.add_argument("--resume", action="store_true", help="go on where --out was left")
     parser.add_argument("--dask", type=str | None, help="scheduler whose workers do large images")
     options = parser.parse_args(words)
