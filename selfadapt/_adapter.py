@@ -195,8 +195,8 @@ class Adapter(ABC):
         check_network(getattr(self, "model", None), finite=False)
         pixels = as_channels_first(image, channel_axis)
         size = pixels.shape[1], pixels.shape[2]
-        refuse_not_finite(pixels, "the image")
         if self.can_decode and is_constant(pixels):  # a black frame: nothing to normalise or find
+            refuse_not_finite(pixels, "the image")  # of others `prepare` does
             return np.zeros(size, np.int32)
         prepared = prepare(self, pixels, "the image")
         found = predict(self, self.model, prepared, size)

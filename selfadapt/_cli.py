@@ -30,7 +30,7 @@ from selfadapt._disk import write_file
 from selfadapt._errors import ConfigError, ImageError, OutputError, SelfAdaptError
 from selfadapt._events import Teller
 from selfadapt._images import open_images
-from selfadapt._labels import FORMATS, check_format, read_note, write_labels
+from selfadapt._labels import FORMATS, LabelFormat, check_format, read_note, write_labels
 from selfadapt._large import is_large, segment_large
 from selfadapt._lazy import LazyImage
 from selfadapt._masks import pair, refuse_masks
@@ -227,27 +227,33 @@ def _segment(words: Sequence[str]) -> None:
     both = list(zip(sources, files, strict=True))
     for source, file in tqdm(both, unit="image", leave=False):
         try:
-            by_blocks = is_large(source) and options.format in ("tiff", "ome-zarr")
-            pixels = None if by_blocks else source.read()
-            image = {"image": pixels_checksum(source) if pixels is None else checksum(pixels)}
-            if file in there:
-                if not read_note(file, made).items() >= image.items():
-                    raise ImageError(
-                        f"{source} is not what {str(file)!r} was made of: remove that to have it "
-                        "made again."
-                    )
+            if is_large(source) and options.format in ("tiff", "ome-zarr"):
+                if file in there:
+                    _refuse_changed(source, pixels_checksum(source), file, made)
+                else:
+                    more = {"client": options.dask, "resume": options.resume, "notes": told}
+                    segment_large(adapter, source, file, **more)
                 continue
-            if pixels is None:
-                more = {"client": options.dask, "resume": options.resume, "notes": told}
-                segment_large(adapter, source, file, **more)
+            pixels = source.read()
+            mark = checksum(pixels)
+            if file in there:
+                _refuse_changed(source, mark, file, made)
                 continue
             labels = _segment_pixels(adapter, pixels, source)
         except (ImageError, OutputError) as error:
             bad[str(source)] = error
             continue
-        write_labels(file, made, labels, told | image)
+        write_labels(file, made, labels, told | {"image": mark})
     print(f"{len(files) - len(bad)} label image(s) in {out}")
     _refuse_bad(bad, len(sources))
+
+
+def _refuse_changed(source: LazyImage, mark: str, file: Path, made: LabelFormat) -> None:
+    """Raise ImageError unless a file was made of pixels with that checksum."""
+    if read_note(file, made).get("image") != mark:
+        raise ImageError(
+            f"{source} is not what {str(file)!r} was made of: remove that to have it made again."
+        )
 
 
 def _refuse_empty(out: str) -> None:

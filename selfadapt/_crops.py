@@ -196,8 +196,7 @@ def evenly(
     first_error: ImageError | None = None
     for source in order:
         try:
-            pixels = source.read()
-            refuse_not_finite(pixels, str(source))
+            pixels = _read(source)
             if not is_constant(pixels) or (blank_images and not source.is_window):
                 chosen.append(source)
                 channels.append(len(pixels))
@@ -223,9 +222,13 @@ def is_blank(source: LazyImage) -> bool:
     Raises:
         ImageError: it cannot be read, or has pixels that are no numbers.
     """
+    return is_constant(_read(source))
+
+
+def _read(source: LazyImage) -> Image:
     pixels = source.read()
     refuse_not_finite(pixels, str(source))
-    return is_constant(pixels)
+    return pixels
 
 
 def hold_out(

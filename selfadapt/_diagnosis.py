@@ -143,9 +143,14 @@ Views = Mapping[Symmetry, Mapping[str, Tensor]]
 """Raw outputs of each flipped or turned copy of one crop, by head."""
 
 
+def _raw(name: str, views: Sequence[Views]) -> Tensor:
+    """All raw outputs of a head for the crops as they are."""
+    return torch.cat([each[D4[0]][name].flatten() for each in views])
+
+
 def _diagnose(spec: OutputSpec, name: str, views: Sequence[Views]) -> HeadDiagnosis:
     head = spec[name]
-    raw = torch.cat([each[D4[0]][name].flatten() for each in views])
+    raw = _raw(name, views)
     return HeadDiagnosis(
         float(raw.min()),
         float(raw.max()),
@@ -176,7 +181,7 @@ def _disagreement(spec: OutputSpec, name: str, reading: Head, views: Sequence[Vi
 
 
 def _findings(head: Head, name: str, found: HeadDiagnosis, views: Sequence[Views]) -> Iterator[str]:
-    if objection := head.objection(torch.cat([each[D4[0]][name].flatten() for each in views])):
+    if objection := head.objection(_raw(name, views)):
         yield f"head {name!r} {objection}"
     if math.isnan(found.disagreement):
         yield f"head {name!r} gives one value everywhere: nothing is found in these images."
@@ -215,18 +220,20 @@ def _first_norm(
         return
     met: list[Tensor] = []
     handle = layers[0].register_forward_pre_hook(lambda _, inputs: met.append(inputs[0].detach()))
+
+    def gap(change: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+        met.clear()
+        for crop in crops:
+            run(change(crop))
+        return _gap(layers[0], torch.cat([x.transpose(0, 1).flatten(1) for x in met], 1))
+
     try:
-        gaps = {}
-        for what, change in {"": lambda image: image, **OTHERWISE}.items():
-            met.clear()
-            for crop in crops:
-                run(change(crop))
-            gaps[what] = _gap(layers[0], torch.cat([x.transpose(0, 1).flatten(1) for x in met], 1))
+        shift, factor = gap(lambda image: image)
+        if shift < FAR and 1 / WIDE < factor < WIDE:
+            return
+        gaps = {"": (shift, factor)} | {what: gap(change) for what, change in OTHERWISE.items()}
     finally:
         handle.remove()
-    shift, factor = gaps[""]
-    if shift < FAR and 1 / WIDE < factor < WIDE:
-        return
     told = (
         f"the network's first batch norm meets other values than in training: their mean is "
         f"{shift:.1f} standard deviations off, their variance {factor:.3g} times as large"

@@ -172,13 +172,16 @@ def _pooled_bottlenecks(module: nn.Module | None) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def _pool(output: Any) -> Tensor:
-    """Mean over positions of a map `[B, D, H, W]`, of tokens `[B, N, D]` or of `[B, D]`.
-
-    Encoders that return a list of feature maps give their bottleneck last.
-    """
+def last_map(output: Any) -> Any:
+    """What a layer gives; encoders with a list of feature maps give their bottleneck last."""
     while isinstance(output, list | tuple):
         output = output[-1]
+    return output
+
+
+def _pool(output: Any) -> Tensor:
+    """Mean over positions of a map `[B, D, H, W]`, of tokens `[B, N, D]` or of `[B, D]`."""
+    output = last_map(output)
     if not isinstance(output, Tensor) or output.ndim not in (2, 3, 4):
         raise OutputError(
             "the embedding module gives no feature map [B, D, H, W], tokens [B, N, D] or vector "

@@ -27,6 +27,7 @@ from selfadapt._network import (
     seeded,
     select_parameters,
 )
+from selfadapt._predict import last_map
 from selfadapt._reliability import RunningThreshold
 from selfadapt._schedule import learning_rate
 from selfadapt._state import refuse_difference, refuse_other_tensors
@@ -213,9 +214,8 @@ class SelfAdaptation:
             self._forward(self.student.eval(), self._check_batch(images))
         finally:
             handle.remove()
-        while outputs and isinstance(outputs[-1], list | tuple):  # the bottleneck comes last
-            outputs = list(outputs[-1])
-        return self.config.batch_norm == "batch" or bool(outputs and outputs[-1].requires_grad)
+        learns = any(last_map(output).requires_grad for output in outputs[-1:])
+        return self.config.batch_norm == "batch" or learns
 
     def update_teacher(self) -> None:
         """Move the teacher towards the student by the exponential moving average."""
