@@ -20,8 +20,11 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 import torch
+from filelock import FileLock
 
 from selfadapt import Config
 from selfadapt._cli import COMMANDS, NOT_TRUSTED, main
@@ -178,3 +181,94 @@ def test_blocks_that_are_not_run_are_those_that_are_known():
     assert Counter(
         (block.page, block.reason) for path in PAGES for block in blocks(path) if block.reason
     ) == Counter(NOT_RUN)
+
+
+MODEL = "--adapter smp --model my_unet --heads foreground,distance"
+RUN = f"{MODEL} --images my_images --out run --iterations 1 --candidates default --calibrate false"
+PROVOKED = {
+    "there is no file": f"check {MODEL} --images nowhere",
+    "no images in": f"check {MODEL} --images my_models",
+    "cells_masks.tif and": f"check {MODEL} --images their_masks",
+    "all images are constant": f"check {MODEL} --images black",
+    "'my_unet' does not say": "check --adapter smp --model my_unet --images my_images",
+    "the network gives 2": "check --adapter smp --model my_unet --heads foreground --images my_images",
+    "'weights.pt' is no folder": "check --adapter smp --model weights.pt --images my_images",
+    "there is no adapter": "check --adapter other --model my_unet --images my_images",
+    "--adapter is missing": "check --model my_unet --images my_images",
+    "unrecognized arguments": f"check {MODEL} --images my_images --divice cuda",
+    "device 'cuda'": f"check {MODEL} --images my_images --device cuda",
+    "batch_size=0": f"adapt {MODEL} --images my_images --out new --batch_size 0",
+    "'my_images' holds": f"adapt {MODEL} --images my_images --out my_images",
+    "--tau is": f"adapt {MODEL} --images my_images --out new --tau 0.3",
+    "EmbeddingDrift needs": "adapt --adapter smp --model weights.pt --heads foreground --activated "
+    "true --trust_torchscript true --images my_images --out new --stop embedding --calibrate false",
+    "adapter 'cellpose' needs": "check --adapter cellpose --model cyto3 --images my_images",
+    "'cpsam' is": "check --adapter cellpose --model cpsam --images my_images",
+    "there is no model 'cyto9'": "check --adapter cellpose --model cyto9 --images my_images",
+    "…a.tif has 3 channel(s)": "check --adapter smp --model demo --images rgb",
+    "a.tif of shape (96, 96, 5)": "check --adapter smp --model demo --images five",
+    "'run' holds another run": f"adapt {RUN}",
+    "'run' holds a run with": f"adapt {RUN} --resume --learning_rate 1",
+    "another process": f"adapt {RUN} --resume",
+    "'nowhere' is no run": "report nowhere",
+    "there is no mask for": f"evaluate {MODEL} --images my_images --masks black",
+    "cells.tif has several masks": f"evaluate {MODEL} --images my_images --masks two_each",
+}
+"""By how it begins: the command that ends with a message of docs/troubleshooting.md."""
+
+
+def messages() -> list[str]:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    tables = re.findall("<!-- messages -->(.*?)<!-- end -->", text, re.S)
+    return [cell for table in tables for cell in re.findall(r"^\| `(.+?)` \|", table, re.M)]
+
+
+@pytest.fixture
+def troubled(folder, tmp_path, monkeypatch):
+    """A folder in which much is wrong."""
+    work = tmp_path / "work"
+    shutil.copytree(folder, work)
+    monkeypatch.chdir(work)
+    pixels = tifffile.imread("my_images/cells.tif")
+    for name, image, kind in (
+        ("black", 0 * pixels, "minisblack"),
+        ("rgb", np.stack([pixels] * 3, -1), "rgb"),
+        ("five", np.stack([pixels] * 5, -1), "minisblack"),
+    ):
+        Path(name).mkdir()
+        tifffile.imwrite(f"{name}/a.tif", image, photometric=kind)
+    shutil.copytree("their_masks", "two_each")
+    shutil.copy("their_masks/cells_masks.tif", "two_each/cells_cp_masks.tif")
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+    """A run, made by the shell."""
+    made = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["adapt", *RUN.replace("--out run", f"--out {made}/run").split()]) != 2
+    return made / "run"
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+@pytest.mark.parametrize("begins", PROVOKED)
+def test_troubleshooting_has_what_is_really_said(begins, troubled, finished, monkeypatch, capsys):
+    [message] = [each for each in messages() if each.startswith(begins)]
+    lock = FileLock("nowhere.lock")
+    if "run" in PROVOKED[begins].split():
+        shutil.copytree(finished, "run")
+    if begins == "another process":
+        lock = FileLock("run/.lock")
+    if begins == "adapter 'cellpose' needs":
+        monkeypatch.setitem(sys.modules, "cellpose", None)
+        for name in [name for name in sys.modules if re.match(r"cellpose\.|selfadapt_cellpose", name)]:
+            monkeypatch.delitem(sys.modules, name)
+    with lock:
+        assert main(PROVOKED[begins].split()) == 2
+    said = capsys.readouterr().err.splitlines()[-1].removeprefix("selfadapt: ")
+    assert re.fullmatch(re.escape(message).replace("…", ".*"), said), said
+
+
+def test_each_message_of_troubleshooting_is_provoked():
+    assert len(messages()) == len(PROVOKED)
