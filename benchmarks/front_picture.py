@@ -18,7 +18,7 @@ from selfadapt import match
 from selfadapt._demo import demo_image, run_demo
 from selfadapt_smp import SmpAdapter
 
-SHOWN = slice(96, 480)
+SHOWN = slice(96, 416)
 """Rows and columns of the picture; AP is that of the whole image."""
 
 

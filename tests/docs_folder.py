@@ -10,6 +10,7 @@ import torch
 import zarr
 from cellpose.dynamics import labels_to_flows
 from cellpose.resnet_torch import CPnet
+from skimage.transform import resize
 from stardist.data import test_image_nuclei_2d as nuclei
 from stardist.geometry import star_dist
 from stardist.utils import edt_prob
@@ -76,12 +77,15 @@ def names(page: str, folder: Path) -> dict[str, object]:
     if page == "cellpose.md":
         for file in (folder / "my_images").iterdir():  # the network is large, so little to do
             file.unlink()
-        image = IMAGE[:64, :64].astype(np.uint16)
-        tifffile.imwrite(folder / "my_images" / "cells.tif", image)
-        coloured = np.stack([0 * image, image, image], -1)
+        small, large = (  # with nuclei of about 21 and 40 pixels
+            resize(IMAGE[:96, :96], (side, side), preserve_range=True).astype(np.uint16)
+            for side in (72, 136)
+        )
+        tifffile.imwrite(folder / "my_images" / "cells.tif", small)
+        coloured = np.stack([0 * large, large, large], -1)
         (folder / "green_cells_blue_nuclei").mkdir()
         tifffile.imwrite(folder / "green_cells_blue_nuclei" / "a.tif", coloured, photometric="rgb")
-        return {"images": [image], "image": coloured}
+        return {"images": [small], "image": coloured}
     if page == "stardist.md":
         return {"image": IMAGE[CORNERS[0]], "network": _Port()}
     return {}

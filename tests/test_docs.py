@@ -18,12 +18,14 @@ import tomllib
 from collections import Counter
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 import torch
+import yaml
 from filelock import FileLock
 
 from selfadapt import Config
@@ -251,6 +253,14 @@ def finished(folder, tmp_path_factory):
     return made / "run"
 
 
+class WithoutCellpose(MetaPathFinder):
+    """Imports go on as if Cellpose were not installed."""
+
+    def find_spec(self, name, path, target=None):
+        if name == "cellpose":
+            raise ModuleNotFoundError(name=name)
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit")
 @pytest.mark.parametrize("begins", PROVOKED)
 def test_troubleshooting_has_what_is_really_said(begins, troubled, finished, monkeypatch, capsys):
@@ -261,8 +271,8 @@ def test_troubleshooting_has_what_is_really_said(begins, troubled, finished, mon
     if begins == "another process":
         lock = FileLock("run/.lock")
     if begins == "adapter 'cellpose' needs":
-        monkeypatch.setitem(sys.modules, "cellpose", None)
-        for name in [name for name in sys.modules if re.match(r"cellpose\.|selfadapt_cellpose", name)]:
+        monkeypatch.setattr(sys, "meta_path", [WithoutCellpose(), *sys.meta_path])
+        for name in [name for name in sys.modules if re.match("(selfadapt_)?cellpose", name)]:
             monkeypatch.delitem(sys.modules, name)
     with lock:
         assert main(PROVOKED[begins].split()) == 2
@@ -272,3 +282,21 @@ def test_troubleshooting_has_what_is_really_said(begins, troubled, finished, mon
 
 def test_each_message_of_troubleshooting_is_provoked():
     assert len(messages()) == len(PROVOKED)
+
+
+def test_a_release_has_no_relative_links_in_its_readme(tmp_path):
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())
+    [step] = [s for s in workflow["jobs"]["build"]["steps"] if "README" in s.get("name", "")]
+    shutil.copy(ROOT / "README.md", tmp_path)
+    told = {"GITHUB_REPOSITORY": "OWNER/NAME", "GITHUB_REF_NAME": "v1.2.3"}
+    subprocess.run(["bash", "-ec", step["run"]], cwd=tmp_path, env=os.environ | told, check=True)
+    links = re.findall(r"(!?)\[[^]]*\]\(([^)]*)\)", (tmp_path / "README.md").read_text())
+    assert all(link.startswith("https://") for _, link in links)
+    at = "https://github.com/OWNER/NAME"
+    for image, link in links:
+        if not link.startswith(at):
+            continue
+        kind, path = re.fullmatch(rf"{at}/(raw|blob)/v1\.2\.3/([^#]*).*", link).groups()
+        assert (kind == "raw") == bool(image)
+        assert (ROOT / path).exists()
+    assert sum(bool(image) for image, _ in links) == 1

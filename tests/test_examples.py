@@ -49,7 +49,6 @@ def text_of(notebook) -> list[str]:
 
 
 def test_the_notebook_runs_from_top_to_bottom_and_says_what_is_stored_in_it(monkeypatch):
-    monkeypatch.setenv("TQDM_DISABLE", "1")
     monkeypatch.setenv("PYTHONWARNINGS", "ignore")  # as it was made: CONTRIBUTING.md
     stored = nbformat.read(EXAMPLES / "first_hour.ipynb", as_version=4)
     counts = [cell.execution_count for cell in stored.cells if cell.cell_type == "code"]
