@@ -42,7 +42,9 @@ def main() -> None:
     for axis, (name, adapter) in zip(others, stages.items(), strict=True):
         found = adapter.segment(image)
         score = match(truth, found)[0]
-        title = f"{name.capitalize()}: AP {score.ap:.2f}, {score.tp} of {score.tp + score.fn} nuclei"
+        title = (
+            f"{name.capitalize()}: AP {score.ap:.2f}, {score.tp} of {score.tp + score.fn} nuclei"
+        )
         print(title)
         shown = outlined(image[None], truth, found)[SHOWN, SHOWN]
         axis.imshow(shown, interpolation="none")

@@ -24,6 +24,7 @@ IMAGE, MASK = nuclei(return_mask=True)
 SIDE = 96
 CORNERS = [np.s_[y : y + SIDE, x : x + SIDE] for y, x in ((0, 0), (0, 416), (416, 416))]
 
+
 def fill(folder: Path) -> None:
     """Images, masks and networks, by the names that the pages use.
 
@@ -58,7 +59,9 @@ def fill_zoo(folder: Path) -> None:
 def names(page: str, folder: Path) -> dict[str, object]:
     """What a page calls yours and does not define."""
     demo = SmpAdapter.from_pretrained("demo")
-    prepared = [prepare(demo, source.read(), source.name) for source in open_images(folder / "my_images")]
+    prepared = [
+        prepare(demo, source.read(), source.name) for source in open_images(folder / "my_images")
+    ]
     crops = [image[None, :, :64, :64] for image in prepared]
     if page == "own-model.md":
         return {"my_network": demo.model}
@@ -120,11 +123,12 @@ def _trained_cpnet() -> dict[str, torch.Tensor]:
     flow = 5 * torch.from_numpy(np.stack(flow).astype(np.float32))
     prob = torch.from_numpy(prob.astype(np.float32))
     image = torch.from_numpy(normalize_percentile(IMAGE[None, ::2, ::2].astype(np.float32)))
-    image = torch.cat([image, 0 * image])
+    image = torch.cat([image, image])  # of nuclei; every other time there is none
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
-    for y, x in np.random.default_rng(0).integers(0, 192, (80, 2)):
+    for step, (y, x) in enumerate(np.random.default_rng(0).integers(0, 192, (80, 2))):
         where = np.s_[..., y : y + 64, x : x + 64]
-        found = network(image[where][None])[0][0]
+        second = torch.tensor([1, step % 2])[:, None, None]
+        found = network((second * image[where])[None])[0][0]
         loss = (found[:2] - flow[where]).square().mean() / 2
         loss = loss + binary_cross_entropy_with_logits(found[2], prob[where])
         optimizer.zero_grad()

@@ -53,7 +53,10 @@ NOT_RUN = {
     ("stardist.md", "installs packages"): 1,
     ("stardist.md", "needs TensorFlow"): 1,
 }
-SHORT = {"iterations": 2, "validate_every": 1, "crop": 64, "validation_images": 2}
+SHORT = {
+    "iterations": 2, "validate_every": 1, "crop": 64, "validation_images": 2,
+    "candidates": "default,tta",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
