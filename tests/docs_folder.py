@@ -29,8 +29,8 @@ def fill(folder: Path) -> None:
     """Images, masks and networks, by the names that the pages use.
 
     The images are pieces of the one of nuclei that StarDist ships. `my_unet` is the bundled
-    network; the others are of the real architectures, trained for seconds on the same image, and
-    know little.
+    network, `my_models/nuclei` a StarDist that was trained for seconds on the same image, and
+    `weights.pt` an untrained program of TorchScript.
     """
     for name in ("my_images", "some_images", "images_that_it_works_on"):
         (folder / name).mkdir()
@@ -50,7 +50,7 @@ def fill(folder: Path) -> None:
 
 
 def fill_zoo(folder: Path) -> None:
-    """Files where Cellpose looks before it downloads `nuclei` and `cyto3`."""
+    """A network of Cellpose's, trained for seconds, where it keeps `nuclei` and `cyto3`."""
     weights = _trained_cpnet()
     for file in ("nucleitorch_0", "cyto3"):
         torch.save(weights, folder / file)
@@ -68,7 +68,7 @@ def names(page: str, folder: Path) -> dict[str, object]:
     if page == "own-loop.md":
         return {
             "adapter": demo,
-            "loader": crops * 13,
+            "loader": crops * 17,
             "my_loss": torch.zeros(()),
             "held_out": "my_images",
             "prepared_held_out": prepared,
