@@ -1,6 +1,5 @@
 """The shell: selfadapt demo | adapt | segment | evaluate | check | calibrate | report | ..."""
 
-import argparse
 import io
 import json
 import logging
@@ -74,8 +73,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except OSError as error:
         return _fail(f"{error.filename or ''}: {error.strerror or error}".lstrip(": "))
-    except argparse.ArgumentError as error:
-        return _fail(f"{error} (see: selfadapt {name} --help)")
     except KeyboardInterrupt:
         return _fail("interrupted; `adapt` and `segment` go on with --resume.", 130)
     # torchrun takes any other code than 0 for a crash

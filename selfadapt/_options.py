@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from selfadapt._adapter import Adapter
 from selfadapt._calibrate import go_on
@@ -15,6 +15,7 @@ from selfadapt._errors import CheckpointError, ConfigError, first_line
 from selfadapt._network import pick_device
 from selfadapt._registry import load_adapter
 from selfadapt._rundir import INPUT, ORIGIN, RunDirectory
+from selfadapt._wording import Parser
 
 
 def option_names(kind: type[Adapter]) -> list[str]:
@@ -34,9 +35,9 @@ def _opening(kind: type[Adapter]) -> Signature:
     return signature(kind.from_pretrained if _opens_itself(kind) else kind)
 
 
-def make_parser(command: str, doc: str | None, **positional: str) -> ArgumentParser:
+def make_parser(command: str, doc: str | None, **positional: str) -> Parser:
     """The parser of a command, with arguments that have no flag."""
-    parser = ArgumentParser(prog=f"selfadapt {command}", description=doc, exit_on_error=False)
+    parser = Parser(prog=f"selfadapt {command}", description=doc, exit_on_error=False)
     for name, text in positional.items():
         parser.add_argument(name, type=str, help=text)
     return parser
@@ -44,7 +45,7 @@ def make_parser(command: str, doc: str | None, **positional: str) -> ArgumentPar
 
 def model_parser(
     command: str, doc: str | None, words: Sequence[str]
-) -> tuple[ArgumentParser, type[Adapter]]:
+) -> tuple[Parser, type[Adapter]]:
     """A parser with --adapter, --model, --images and the adapter's own options as flags."""
     parser = make_parser(command, doc)
     add = parser.add_argument

@@ -472,3 +472,50 @@ def test_flags_may_have_hyphens(flag, tmp_path, capsys):
     words = ["--adapter", "smp", "--model", "demo", "--out", str(tmp_path / "a-b--c")]
     assert main(["segment", *words, "--images", str(tmp_path), flag]) == 2
     assert "channel_axis=9 is no axis" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--batch-size abc", "--batch-size 'abc' is not allowed: it takes a whole number, such as"),
+        ("--learning-rate fast", "--learning-rate 'fast' is not allowed: it takes a number,"),
+        ("--mask=maybe", "--mask 'maybe' is not allowed: it takes true or false, such as --mask t"),
+        ("--normalize percntile", "--normalize 'percntile' is not allowed: it takes percentile, s"),
+        ("--scale big", "--scale 'big' is not allowed: it takes a number or auto (see:"),
+        ("--lerning-rate 3", "knows no --lerning-rate: did you mean --learning-rate? (see:"),
+        ("--foo 3", "knows no --foo (see:"),
+        ("more", "'more' is one word too many (see:"),
+        ("--images", "--images takes a value: give one after it (see:"),
+        ("--out", "--out takes a value"),
+    ],
+)
+def test_what_is_wrong_with_a_flag_is_said_without_the_parsers_jargon(
+    words, told, capsys, tmp_path
+):
+    base = ["adapt", "--adapter", "smp", "--model", "demo", "--images", "i", "--out", str(tmp_path)]
+    assert main([*base, *words.split()]) == 2
+    line = capsys.readouterr().err
+    assert told in line
+    assert "adapt --help" in line
+    assert line.count("\n") == 1
+
+
+def test_what_is_missing_is_said_with_what_it_is(capsys):
+    assert main(["segment", "--adapter", "smp", "--model", "demo"]) == 2
+    told = capsys.readouterr().err
+    assert "--images is missing: folder, file or zarr; --out is missing: folder to write to" in told
+    assert main(["report"]) == 2
+    assert "RUN is missing: RUN folder (see: selfadapt report --help)" in capsys.readouterr().err
+    assert main(["segment", "--adapter", "smp", "--model", "demo", "--images", "i", "--out", "o",
+                 "--batch_size", "4"]) == 2  # fmt: skip
+    assert "knows no --batch-size: it is a setting of `selfadapt adapt`" in capsys.readouterr().err
+
+
+def test_a_config_file_is_told_of_in_the_same_words(capsys, tmp_path):
+    (tmp_path / "c.yaml").write_text("batch_size: abc\n")
+    words = ["--adapter", "smp", "--model", "demo", "--images", "i", "--out", "o"]
+    assert main(["adapt", *words, "--config", str(tmp_path / "c.yaml")]) == 2
+    assert "--batch-size 'abc' is not allowed: it takes a whole" in capsys.readouterr().err
+    (tmp_path / "c.yaml").write_text("bach_size: 4\n")
+    assert main(["adapt", *words, "--config", str(tmp_path / "c.yaml")]) == 2
+    assert "bach" in capsys.readouterr().err
