@@ -1,4 +1,4 @@
-"""The charts of a report, by matplotlib: curves of a run, and what calibration has tried."""
+"""The charts of a report, SVG by matplotlib: curves of a run, and what calibration has tried."""
 
 import base64
 import html
@@ -11,25 +11,35 @@ from selfadapt._config import LOOPS
 from selfadapt._errors import ModelError
 from selfadapt._rundir import Row
 
-_CURVES = (
-    ("loss", "loss, Eq. 1 + Eq. 2"),
-    ("kept", "share of pixels kept as reliable"),
-    ("fn_rate", "FN rate, Eq. 3"),
-    ("d_emb", "embedding drift, Eq. 4"),
-    ("agreement", "agreement of flipped and turned copies"),
-    ("stability", "stability under other scales"),
-)
-_COLOURS = dict(zip(LOOPS, ("#0b6e99", "#b8860b", "#4b8b3b", "#8b3b6e"), strict=True))
+CURVES = {
+    "stability": "Stability under other scales",
+    "agreement": "Agreement of flipped and turned copies",
+    "fn_rate": "FN rate (Eq. 3)",
+    "d_emb": "Embedding drift (Eq. 4)",
+    "loss": "Loss (Eq. 1 + Eq. 2)",
+    "kept": "Share of pixels kept as reliable",
+}
+COLOURS = dict(zip(LOOPS, ("#0072b2", "#d55e00", "#009e73", "#aa5c8f"), strict=True))
+"""Of Okabe and Ito, which colour-blind readers tell apart."""
+_INK = "#4a5260"
 _PAPER = {"fn_rate": 0.05, "d_emb": 0.5}
 """The paper's thresholds, drawn for orientation where the run stopped by something else."""
 
 
 def draw_curves(history: Sequence[Row], kept: str, chosen: float, own: Mapping[str, float]) -> str:
-    """One line per loop; it begins at the initial network."""
-    figure, axes = figure_of(len(_CURVES), (20, 2.8))
-    for axis, (name, title) in zip(axes, _CURVES, strict=True):
-        drawn = False
-        for way, colour in _COLOURS.items():
+    """One chart per figure, one line per loop; it begins at the initial network.
+
+    Args:
+        history: rows of the run.
+        kept: candidate that was kept, whose line is drawn heavier.
+        chosen: iteration of its weights.
+        own: thresholds that the run stopped by.
+    """
+    charts = ""
+    for name, title in CURVES.items():
+        figure, axis = _figure((3.6, 2.1))
+        last = []
+        for way, colour in COLOURS.items():
             points = [
                 (row["iteration"], row[name])
                 for row in history
@@ -37,31 +47,34 @@ def draw_curves(history: Sequence[Row], kept: str, chosen: float, own: Mapping[s
             ]
             ours = any(row["candidate"] == way for row in history)
             if ours and points and not all(math.isnan(y) for _, y in points):
-                drawn = True
-                axis.plot(*zip(*points, strict=True), color=colour, label=way, markersize=3,
-                          linewidth=2.2 if kept.startswith(way) else 1.2,
+                axis.plot(*zip(*points, strict=True), color=colour, markersize=3,
+                          linewidth=2.4 if kept.startswith(way) else 1.2,
                           marker="o" if name not in ("loss", "kept") else None)  # fmt: skip
-        if not drawn:
+                last.append(f"{way} {points[-1][1]:.3g}")
+        words = f"{title}: at the end {', '.join(last)}"
+        if not last:
+            words = f"{title}: not available"
             axis.text(0.5, 0.5, "not available", transform=axis.transAxes, ha="center")
-        elif name == "stability":
-            axis.legend(frameon=False, fontsize=8)
         if name in _PAPER:
             limit = own.get(name, _PAPER[name])
             label = f"stop above {limit:g}" if name in own else f"paper's threshold {limit:g}"
-            axis.axhline(limit, color="#b03a2e", linestyle="--", linewidth=1, label=label)
+            axis.axhline(limit, color="#b3472b", linestyle="--", linewidth=1, label=label)
             axis.legend(frameon=False, fontsize=8)
         if name != "loss":
             axis.set_ylim(bottom=0, top=1 if name == "kept" else None)
-        axis.axvline(chosen, color="#555", linewidth=1)
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("iteration", fontsize=9)
-        axis.spines[["top", "right"]].set_visible(False)
-    return embed(figure, "loss, kept share, FN rate, drift and agreement over the iterations")
+        axis.axvline(chosen, color=_INK, linewidth=1, linestyle=":")
+        axis.set_xlabel("steps")
+        charts += f"<figure>{_embed(figure, words)}<figcaption>{title}</figcaption></figure>"
+    ways = [way for way in COLOURS if any(row["candidate"] == way for row in history)]
+    lines = "".join(
+        f'<li><i style="background:{COLOURS[way]}"></i>{html.escape(way)}</li>' for way in ways
+    )
+    return f'<ul class="key">{lines}</ul><div class="charts">{charts}</div>'
 
 
 def draw_calibration(calibration: Mapping[str, Any]) -> str:
     """Score over scale, a line per polarity and choice of channels; the chosen way is marked."""
-    figure, axis = figure_of(1, (9, 3))
+    figure, axis = _figure((7.2, 2.6))
     ways: dict[str, list[tuple[float, float]]] = {}
     for trial in calibration["trials"]:
         way = trial["input"]
@@ -70,29 +83,44 @@ def draw_calibration(calibration: Mapping[str, Any]) -> str:
             channels = f"channel {', '.join(map(str, way['channels']))}, "
         name = f"{channels}{'inverted' if way['invert'] else 'as it is'}"
         ways.setdefault(name, []).append((way["scale"], trial["score"]))
-    for name, points in ways.items():
-        axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+    colours = [*COLOURS.values(), "#56b4e9", "#e69f00", "#7a7a7a"]
+    for k, (name, points) in enumerate(ways.items()):
+        axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3,
+                  color=colours[k % len(colours)], linewidth=1.6, label=name)  # fmt: skip
     chosen = calibration["chosen"]
-    axis.plot(chosen["input"]["scale"], chosen["score"], "*", color="#222", markersize=13)
+    best = chosen["input"]["scale"], chosen["score"]
+    axis.plot(*best, "*", color=_INK, markersize=13)
     axis.set_xscale("log", base=2)
-    axis.set_xlabel("scale: pixels of the network per pixel of the image", fontsize=9)
-    axis.set_title("how far the same things are found again", fontsize=10)
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_xlabel("scale: pixels of the network per pixel of the image")
+    axis.set_ylabel("found again")
     axis.legend(frameon=False, fontsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
-    picture = embed(figure, "score of each scale and polarity")
-    words = html.escape(calibration["words"])
-    return f"<h2>How the images go in</h2><p>{words[:1].upper()}{words[1:]}.</p>{picture}"
+    words = (
+        f"score over scale of {', '.join(ways)}; chosen: scale {best[0]:.3g}, score {best[1]:.2f}"
+    )
+    return _embed(figure, words)
 
 
-def embed(figure: Any, alt: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+def _embed(figure: Any, alt: str) -> str:
+    """The chart as a picture without background, whose writing is light on a dark page."""
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "selfadapt"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue().replace("</style>", _DARK + "</style>", 1).encode()
+    source = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+    return f'<img class="chart" alt="{html.escape(alt)}" src="{source}">'
 
 
-def figure_of(columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    """A row of axes, without pyplot: the caller's backend and figures are left alone."""
+_DARK = (
+    "@media (prefers-color-scheme: dark) {text {fill: #c9d0da !important} "
+    f'[style*="stroke: {_INK}"] {{stroke: #9aa4b2 !important}}}}'
+)
+
+
+def _figure(size: tuple[float, float]) -> tuple[Any, Any]:
+    """One axis, without pyplot: the caller's backend and figures are left alone."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
@@ -100,4 +128,10 @@ def figure_of(columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
             "the report needs matplotlib, which is not installed: pip install 'selfadapt[report]'"
         ) from None
     figure = Figure(figsize=size, layout="constrained")
-    return figure, figure.subplots(1, columns)
+    axis = figure.subplots()
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(_INK)
+    axis.tick_params(colors=_INK, labelsize=8)
+    for label in (axis.xaxis.label, axis.yaxis.label):
+        label.set(color=_INK, fontsize=8)
+    return figure, axis

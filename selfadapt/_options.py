@@ -2,10 +2,12 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
@@ -13,6 +15,7 @@ from selfadapt._adapter import Adapter
 from selfadapt._calibrate import go_on
 from selfadapt._errors import CheckpointError, ConfigError, first_line
 from selfadapt._network import pick_device
+from selfadapt._portfolio import TTA
 from selfadapt._registry import load_adapter
 from selfadapt._rundir import INPUT, ORIGIN, RunDirectory
 
@@ -51,8 +54,10 @@ def model_parser(
     add("--config", action="config", help="file with any of these options")
     add("--adapter", type=str | None, help="a name that `selfadapt adapters` lists")
     add("--model", type=str, required=True, help="the family's name or file, or a RUN folder")
-    add("--images", type=str, required=True, help="folder, file or zarr")
-    add("--channel_axis", type=int | None, help="where the channels are, if files do not say it")
+    add("--snapshot", type=str | None, help="of a RUN folder, if not the one that was kept")
+    if command != "select":
+        add("--images", type=str, required=True, help="folder, file or zarr")
+        add("--channel_axis", type=int | None, help="where the channels are, if files do not say")
     if command != "adapt":  # there it is a setting
         add("--device", type=str, default="auto", help='a torch device; "auto": CUDA if available')
     kind, given = _named_adapter(words)
@@ -158,6 +163,21 @@ def open_model(kind: type[Adapter], options: Namespace) -> tuple[Adapter, dict[s
         raise CheckpointError(f"{ORIGIN} of {options.model!r} is damaged: {error}") from None
     if (directory.path / INPUT).exists():
         adapter = go_on(adapter, directory.read_json(INPUT))
+    if options.snapshot is not None:
+        adapter = _at_snapshot(adapter, directory, options.snapshot)
     adapter.model.to(pick_device(options.device))
     name = origin["adapter"] if origin else options.adapter
     return adapter, {"adapter": name, "options": chosen}
+
+
+def _at_snapshot(adapter: Adapter, directory: RunDirectory, name: str) -> Adapter:
+    """The adapter of a run with other weights of it."""
+    if not (directory.path / ORIGIN).exists():
+        raise ConfigError(
+            f"--snapshot {name} needs --model RUN, a folder that `adapt` has written."
+        )
+    if directory.read_json("result.json").get("candidate", "").endswith(TTA):
+        adapter = adapter.with_input(replace(adapter.input, tta=False))  # that was for it alone
+    at = int(name) if name.isdecimal() else name
+    network = directory.load_network(at, adapter.model, torch.device("cpu"))
+    return adapter.with_model(network.eval())

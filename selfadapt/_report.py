@@ -1,22 +1,78 @@
-"""What a run did, as one HTML page: curves, image / before / after, which snapshot and why."""
+"""What a run did, as one HTML page: verdict, before and after, what was tried, and what comes next.
 
+`_page/` holds the page, its style and its script; names and words of a run are escaped.
+"""
+
+import base64
+import hashlib
 import html
 import math
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from string import Template
+from typing import Any
 
-import yaml
-
-from selfadapt._before_after import draw_example
+from selfadapt._again import another, repeat
+from selfadapt._before_after import Example, draw_example
 from selfadapt._charts import draw_calibration, draw_curves
 from selfadapt._disk import write_file
-from selfadapt._errors import CheckpointError, first_line, refuse_damage
-from selfadapt._rundir import CALIBRATION, REPEATS, RunDirectory
+from selfadapt._errors import CheckpointError, refuse_damage
+from selfadapt._fates import FATES, Fate, summed
+from selfadapt._look import Look
+from selfadapt._rundir import CALIBRATION, Row, RunDirectory
+from selfadapt._verdict import Thresholds, objection
+
+_OUTCOMES = {
+    "improved": (
+        "improved",
+        "The adapted model does better on your images than the one you gave, as far as can be told "
+        "without labels.",
+        "Compare before and after below. If you agree, use the model in the folder of the run.",
+    ),
+    "initial kept": (
+        "kept",
+        "Nothing that was tried is surely better, so the model that you gave stays as it was.",
+        "Use it as it is, with the images going in as found here. If the rejected network looks "
+        "better to you in the pictures below, you can choose it.",
+    ),
+    "not to be trusted": (
+        "untrusted",
+        "This model does not work on these images.",
+        "Do not use its results. Look at the pictures: are objects dark where the model wants "
+        "them bright, or far too large or small for it? If so, say scale and polarity and run "
+        "again; if not, take another model, or label some images and train.",
+    ),
+    "not judged better": (
+        "doubtful",
+        "The criterion that you chose has kept a later network, which the judge does not find "
+        "better than the one you gave.",
+        "Compare before and after below. If in doubt, go back to snapshot 0, the model that you "
+        "gave.",
+    ),
+}
+"""Of each outcome: its kind for the style sheet, what it means, and what to do."""
+_LEGEND: dict[Fate, str] = {
+    "same": "the same",
+    "gained": "gained",
+    "lost": "lost",
+    "split": "split",
+    "merged": "merged",
+}
+_TABLE = {
+    "stability": "stability",
+    "agreement": "agreement",
+    "fn_rate": "FN rate",
+    "d_emb": "drift",
+    "instances": "instances / initial",
+    "size": "size / initial",
+}
 
 
 def write_report(run: str | Path | RunDirectory, scores: Sequence[str] = ()) -> Path:
     """Draw `report.html` of a run folder, one self-contained file, and return its path.
+
+    It asks the network for nothing; without scripts it shows the same, side by side.
 
     Args:
         run: the folder that `adapt(..., output_dir=...)` has written.
@@ -37,98 +93,182 @@ def write_report(run: str | Path | RunDirectory, scores: Sequence[str] = ()) -> 
             "its report cannot be drawn again."
         )
     with refuse_damage(directory.path):
-        curves = draw_curves(
-            history, result["candidate"], result["iteration"], result["thresholds"]
-        )
-        has_input = (directory.path / CALIBRATION).exists()
-        calibration = directory.read_json(CALIBRATION) if has_input else None
-        rejected = result.get("rejected")
-        second = "after" if rejected is None else "rejected"
-        title = "after" if rejected is None else f"rejected: {rejected}"
-        examples = [
-            draw_example(path, name, second, title)
-            for path, name in zip(
-                sorted((directory.path / "examples").glob("*-image.tif")),
-                result["examples"],
-                strict=True,
-            )
-        ]
-        kept = result["candidate"], int(result["iteration"])
-        rows = "".join(
-            f"<tr{' class=chosen' if (row['candidate'], int(row['iteration'])) == kept else ''}>"
-            f"<td>{html.escape(row['candidate'])}</td><td>{row['iteration']:.0f}</td>"
-            + "".join(f"<td>{_figure(row.get(name))}</td>" for name in _TABLE)
-            + "</tr>"
-            for row in history
-            if "d_emb" in row
-        )
-        page = (
-            (files("selfadapt") / "_page" / "report.html")
-            .read_text()
-            .format(
-                outcome=html.escape(result["outcome"].capitalize()),
-                reason=html.escape(result["reason"]),
-                quality=html.escape(_quality(result["quality"])),
-                scores="".join(f"<p class=score>{html.escape(line)}</p>" for line in scores),
-                calibration="" if calibration is None else draw_calibration(calibration),
-                curves=curves,
-                about=_about(directory),
-                examples="".join(examples) or "<p>The adapter cannot decode instances.</p>",
-                head="".join(
-                    f"<th>{html.escape(title)}</th>"
-                    for title in ("candidate", "steps", *_TABLE.values())
-                ),
-                rows=rows,
-                settings=html.escape(
-                    "\n".join(f"{name} = {value}" for name, value in config.items())
-                ),
-            )
+        kind, meaning, advice = _OUTCOMES[result["outcome"]]
+        examples = _examples(directory, result)
+        script = _part("viewer.js")
+        page = _filled(
+            "report.html",
+            style=_part("style.css"),
+            script=script,
+            script_hash=_hash(f"\n{script}"),
+            kind=kind,
+            outcome=html.escape(result["outcome"].capitalize()),
+            meaning=meaning,
+            reason=html.escape(f"{result['reason'][:1].upper()}{result['reason'][1:]}."),
+            next=advice,
+            scores=_listed(scores),
+            facts=_facts(directory, result),
+            before_after=_before_after(examples, result),
+            calibration=_calibration(directory),
+            curves=draw_curves(
+                history, result["candidate"], result["iteration"], result["thresholds"]
+            ),
+            head=_cells("th", ["candidate", "steps", *_TABLE.values()])
+            + "<th class=words>what speaks against it</th><th class=words>snapshot</th>",
+            rows=_rows(directory, history, result),
+            another=another(directory, result),
+            again=repeat(directory, config),
+            about=_about(directory, result),
+            settings=html.escape("\n".join(f"{name} = {value}" for name, value in config.items())),
         )
     target = directory.path / "report.html"
     write_file(target, page.encode(errors="backslashreplace"))  # of names that are not UTF-8
     return target
 
 
-_TABLE = {
-    "loss": "loss",
-    "kept": "kept",
-    "fn_rate": "FN rate",
-    "d_emb": "D_emb",
-    "agreement": "agreement",
-    "stability": "stability",
-    "instances": "instances / initial",
-    "size": "size / initial",
-}
+def _part(name: str) -> str:
+    return (files("selfadapt") / "_page" / name).read_text()
 
 
-def _quality(quality: Mapping[str, float | None]) -> str:
-    ap, low, high = (quality[name] for name in ("ap50", "low", "high"))
-    return "unknown" if ap is None else f"{ap:.2f} ({low:.2f} to {high:.2f})"
+def _filled(name: str, **parts: str) -> str:
+    """A part of the page, with HTML for its placeholders."""
+    return Template(_part(name)).substitute(parts)
+
+
+def _hash(script: str) -> str:
+    """By which a browser runs this script and no other."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+
+
+def _listed(scores: Sequence[str]) -> str:
+    lines = "".join(f"<li>{html.escape(line)}</li>" for line in scores)
+    return f'<ul class="scores">{lines}</ul>' if lines else ""
+
+
+def _cells(kind: str, texts: Sequence[str]) -> str:
+    return "".join(f"<{kind}>{html.escape(text)}</{kind}>" for text in texts)
+
+
+def _facts(directory: RunDirectory, result: Mapping[str, Any]) -> str:
+    data = directory.read_json("data.json")
+    ap, low, high = (result["quality"][name] for name in ("ap50", "low", "high"))
+    quality = "<strong>unknown</strong><small>the network finds nothing, or cannot say</small>"
+    if ap is not None:
+        quality = (
+            f"<strong>{ap:.2f}</strong>"
+            f'<div class="range" role="img" aria-label="{low:.2f} to {high:.2f}">'
+            f'<i style="left:{low:.0%};right:{1 - high:.0%}"></i><b style="left:{ap:.0%}"></b>'
+            "</div>"
+            f"<small>{low:.2f} to {high:.2f} in nine of ten cases, estimated without labels</small>"
+        )
+    steps = int(result["iteration"])
+    facts = {
+        "Expected AP at an IoU of 0.5": quality,
+        "Kept": f"<strong>{html.escape(result['candidate'])}</strong>"
+        f"<small>{f'after {steps} steps' if steps else 'before the first step'}</small>",
+        "Images": f"<strong>{len(data['images'])}</strong>"
+        f"<small>and {len(data['held_out'])} held out to look at</small>",
+    }
+    return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
+
+
+def _examples(directory: RunDirectory, result: Mapping[str, Any]) -> list[Example]:
+    second, title = _compared(result)
+    images = sorted((directory.path / "examples").glob("*-image.tif"))
+    pairs = enumerate(zip(images, result["examples"], strict=True), 1)
+    drawn = [draw_example(path, name, k, second, title) for k, (path, name) in pairs]
+    return [example for example in drawn if example is not None]
+
+
+def _compared(result: Mapping[str, Any]) -> tuple[str, str]:
+    """What the pictures show beside "before": its files, and what it is called."""
+    rejected = result.get("rejected")
+    if rejected is None or result["candidate"] != "initial":
+        return "after", "After"
+    return "rejected", f"Rejected: {rejected}"
+
+
+def _before_after(examples: Sequence[Example], result: Mapping[str, Any]) -> str:
+    if not examples:
+        words = "The adapter cannot decode instances."
+        return f"<section><h2>Before and after</h2><p>{words}</p></section>"
+    counts = summed(each.counts for each in examples)
+    where = f"in the {len(examples)} windows below" if len(examples) > 1 else "in the window below"
+    if changes := result.get("changes"):  # older runs have counted nothing
+        counts = {fate: int(changes[fate]) for fate in FATES}
+        where = f"in all {int(changes['windows'])} windows of held-out images"
+        if int(changes["windows"]) > len(examples):
+            where += f"; the {len(examples)} that changed most are shown"
+    legend = "".join(
+        f'<li data-fate="{fate}"><svg viewBox="0 0 42 21" aria-hidden="true">'
+        f'<path class="fate {fate}" d="M5 10.5h32"/></svg><span><b>{counts[fate]}</b> '
+        f"{_LEGEND[fate]}</span></li>"
+        for fate in FATES
+    )
+    second, title = _compared(result)
+    words = "The first network against the adapted one"
+    if second == "rejected":
+        words = "What you keep, against the most promising network that was rejected"
+    return _filled(
+        "before_after.html",
+        words=words,
+        where=where,
+        legend=legend,
+        title=html.escape(title.partition(":")[0]),
+        examples="".join(each.figure for each in examples),
+    )
+
+
+def _calibration(directory: RunDirectory) -> str:
+    if not (directory.path / CALIBRATION).exists():
+        return ""
+    calibration = directory.read_json(CALIBRATION)
+    words = html.escape(f"{calibration['words'][:1].upper()}{calibration['words'][1:]}.")
+    return _filled("calibration.html", words=words, chart=draw_calibration(calibration))
+
+
+def _rows(directory: RunDirectory, history: Sequence[Row], result: Mapping[str, Any]) -> str:
+    """A row of the table for each look."""
+    looks = directory.read_json("looks.json")["looks"]
+    seen = {(each["candidate"] + "+tta" * each["tta"], each["iteration"]): each for each in looks}
+    first = Look.from_dict(looks[0]["look"])
+    kept, there = (result["candidate"], int(result["iteration"])), set(directory.snapshots())
+    rows = ""
+    for row in history:
+        if "d_emb" not in row:
+            continue
+        name, steps = row["candidate"], int(row["iteration"])
+        told = seen.get((name, steps))
+        snapshot, against = "", ""
+        if told is not None:
+            snapshot = str(told["snapshot"]) if told["snapshot"] in there else "not kept"
+            if name != "initial" and len(first.count):
+                look = Look.from_dict(told["look"])
+                against = objection(first, look, Thresholds(), len(looks) - 1) or "nothing"
+        rows += (
+            f"<tr{' class=chosen' if (name, steps) == kept else ''}>"
+            + _cells("td", [name, str(steps), *(_figure(row.get(each)) for each in _TABLE)])
+            + f'<td class="words against">{html.escape(against)}</td>'
+            f"<td class=words>{html.escape(snapshot)}</td></tr>"
+        )
+    return rows
 
 
 def _figure(value: float | None) -> str:
-    if value is None or math.isnan(value):
-        return "-"
-    return f"{value:.3f}"
+    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
-def _about(directory: RunDirectory) -> str:
-    """Rows of a table: network, images, versions, and the command that repeats the run."""
+def _about(directory: RunDirectory, result: Mapping[str, Any]) -> str:
+    """Rows of a table: folder, network, images, versions."""
     data = directory.read_json("data.json")
-    rows = {"images": f"{len(data['images'])}, and {len(data['held_out'])} held out"}
-    repeats = directory.path / REPEATS
-    if repeats.exists():  # it was made by the shell
-        try:
-            told = yaml.safe_load(repeats.read_text())
-        except yaml.YAMLError as error:
-            raise CheckpointError(f"{repeats} is damaged: {first_line(error)}") from None
-        rows["network"] = f"{told['model']}, adapter {told['adapter']}"
-        rows["images"] = f"{told['images']}: {rows['images']}"
-        rows["again"] = f"selfadapt adapt --config {repeats} --out ANOTHER_RUN"
-    rows["checksum of the network"] = data["model"]
-    rows["versions"] = ", ".join(f"{k} {v}" for k, v in data["versions"].items())
-    rows["another snapshot"] = "result.select(iteration or name) in Python, of those in snapshots/"
+    rows = {
+        "folder": str(directory.path.absolute()),
+        "model": str(directory.model.absolute()),
+        "images": f"{len(data['images'])}, and {len(data['held_out'])} held out",
+        "checksum of the network": data["model"],
+        "versions": ", ".join(f"{k} {v}" for k, v in data["versions"].items()),
+    }
     return "".join(
-        f"<tr><th>{html.escape(name)}</th><td class=words>{html.escape(str(value))}</td></tr>"
+        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>'
         for name, value in rows.items()
     )

@@ -1,0 +1,105 @@
+"""For the report: how to choose another snapshot of a run, and what repeats the run."""
+
+import html
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from selfadapt._config import Config
+from selfadapt._errors import CheckpointError, first_line
+from selfadapt._rundir import COMMAND, REPEATS, RunDirectory
+
+
+def another(directory: RunDirectory, result: Mapping[str, Any]) -> str:
+    """In words and code, how to take another snapshot than the one that was kept."""
+    there = directory.snapshots()
+    other = _suggested(there, result)
+    names = ", ".join(f"<code>{html.escape(str(name))}</code>" for name in there)
+    said = (
+        f"<p>Kept with the run: {names}. A number is the step of the default loop, 0 the model "
+        "that was given; the table above says what each has achieved.</p>"
+    )
+    run = shlex.quote(str(directory.path))
+    if _by_shell(directory):
+        code = (
+            f"selfadapt segment --model {run} --snapshot {other} --images IMAGES --out LABELS\n"
+            f"selfadapt select  --model {run} --snapshot {other} --out MODEL"
+        )
+        return (
+            f"{said}<p>Segment with it (<code>evaluate</code> and <code>check</code> alike), or "
+            f"save it as a model of its own:</p>{_code(code)}"
+        )
+    code = (
+        "# the run's own adapter, images and settings: it is opened, not run again\n"
+        f"result = adapt(adapter, images, output_dir={str(directory.path)!r}, resume=True)\n"
+        f"other = result.select({other!r})\n"
+        "labels = other.segment(image)\n"
+        'other.save("another_model")'
+    )
+    return f"{said}<p>In Python:</p>{_code(code)}"
+
+
+def _suggested(there: list[int | str], result: Mapping[str, Any]) -> int | str:
+    """One for the example: the newest of what was rejected, or else the initial network."""
+    rejected = result.get("rejected") or ""
+    named = [name for name in there if str(name).partition("-")[0] == rejected or name == rejected]
+    numbers = [name for name in there if isinstance(name, int) and rejected == "default"]
+    if numbers:
+        return numbers[-1]
+    return max(named, key=lambda name: (len(str(name)), str(name))) if named else there[0]
+
+
+def repeat(directory: RunDirectory, config: Mapping[str, Any]) -> str:
+    """In words and code, what would make the same run again."""
+    run = directory.path
+    if _by_shell(directory):
+        words = ["selfadapt", "adapt", "--config", str(run / REPEATS), "--out", f"{run}-again"]
+        began = ""
+        if (run / COMMAND).exists():
+            began = f"<p>It was started as:</p>{_code((run / COMMAND).read_text().strip())}"
+        return (
+            f"<p>With all settings as they were, into a new folder:</p>{_code(shlex.join(words))}"
+            f"{began}{_network(directory)}"
+        )
+    data = directory.read_json("data.json")
+    usual = Config().to_dict()
+    changed = [f"{k}={v!r}" for k, v in config.items() if k not in usual or usual[k] != v]
+    lines = [f"    config=Config({', '.join(changed)}),"] if changed else []
+    if data["stop"] != "'auto'":
+        lines.append(f"    stop={data['stop']},")
+    call = "\n".join(
+        [
+            "from selfadapt import Config, adapt" if changed else "from selfadapt import adapt",
+            "",
+            f"# adapter: {', '.join(f'{k} = {v}' for k, v in data['options'].items())}",
+            "result = adapt(",
+            "    adapter,",
+            f"    images,  # {len(data['images'])}, and {len(data['held_out'])} held out",
+            *lines,
+            f"    output_dir={f'{run}-again'!r},",
+            ")",
+        ]
+    )
+    return f"<p>With all settings as they were, on the same images and adapter:</p>{_code(call)}"
+
+
+def _by_shell(directory: RunDirectory) -> bool:
+    return (directory.path / REPEATS).exists()
+
+
+def _network(directory: RunDirectory) -> str:
+    """The network and the images, as the file says that repeats the run."""
+    file = directory.path / REPEATS
+    try:
+        told = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"{file} is damaged: {first_line(error)}") from None
+    network = html.escape(f"{told['model']} (adapter {told['adapter']})")
+    images = html.escape(str(told["images"]))
+    return f"<p>Network: <code>{network}</code>. Images: <code>{images}</code>.</p>"
+
+
+def _code(text: str) -> str:
+    return f"<pre><code>{html.escape(text)}</code></pre>"
