@@ -2,7 +2,7 @@
 
 import html
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -12,7 +12,7 @@ from selfadapt._errors import CheckpointError, first_line
 from selfadapt._rundir import COMMAND, REPEATS, RunDirectory
 
 
-def another(directory: RunDirectory, result: Mapping[str, Any]) -> str:
+def another(directory: RunDirectory, config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """In words and code, how to take another snapshot than the one that was kept."""
     there = directory.snapshots()
     other = _suggested(there, result)
@@ -23,22 +23,21 @@ def another(directory: RunDirectory, result: Mapping[str, Any]) -> str:
     )
     run = shlex.quote(str(directory.path))
     if _by_shell(directory):
-        code = (
-            f"selfadapt segment --model {run} --snapshot {other} --images IMAGES --out LABELS\n"
-            f"selfadapt select  --model {run} --snapshot {other} --out MODEL"
-        )
+        code = [
+            f"selfadapt segment --model {run} --snapshot {other} --images IMAGES --out LABELS",
+            f"selfadapt select  --model {run} --snapshot {other} --out MODEL",
+        ]
         return (
             f"{said}<p>Segment with it (<code>evaluate</code> and <code>check</code> alike), or "
             f"save it as a model of its own:</p>{_code(code)}"
         )
-    code = (
-        "# the run's own adapter, images and settings: it is opened, not run again\n"
-        f"result = adapt(adapter, images, output_dir={str(directory.path)!r}, resume=True)\n"
-        f"other = result.select({other!r})\n"
-        "labels = other.segment(image)\n"
-        'other.save("another_model")'
-    )
-    return f"{said}<p>In Python:</p>{_code(code)}"
+    code = [
+        *_call(directory, config, str(directory.path), resume=True),
+        f"other = result.select({other!r})",
+        "labels = other.segment(image)",
+        'other.save("another_model")',
+    ]
+    return f"{said}<p>In Python; the run is opened, not made again:</p>{_code(code)}"
 
 
 def _suggested(there: list[int | str], result: Mapping[str, Any]) -> int | str:
@@ -58,31 +57,38 @@ def repeat(directory: RunDirectory, config: Mapping[str, Any]) -> str:
         words = ["selfadapt", "adapt", "--config", str(run / REPEATS), "--out", f"{run}-again"]
         began = ""
         if (run / COMMAND).exists():
-            began = f"<p>It was started as:</p>{_code((run / COMMAND).read_text().strip())}"
+            began = f"<p>It was started as:</p>{_code([(run / COMMAND).read_text('utf-8')])}"
         return (
-            f"<p>With all settings as they were, into a new folder:</p>{_code(shlex.join(words))}"
+            f"<p>With all settings as they were, into a new folder:</p>{_code([shlex.join(words)])}"
             f"{began}{_network(directory)}"
         )
+    code = _call(directory, config, f"{run}-again", resume=False)
+    return f"<p>With all settings as they were, on the same images and adapter:</p>{_code(code)}"
+
+
+def _call(
+    directory: RunDirectory, config: Mapping[str, Any], out: str, *, resume: bool
+) -> list[str]:
+    """Lines of Python that make the run, or open it."""
     data = directory.read_json("data.json")
     usual = Config().to_dict()
     changed = [f"{k}={v!r}" for k, v in config.items() if k not in usual or usual[k] != v]
-    lines = [f"    config=Config({', '.join(changed)}),"] if changed else []
-    if data["stop"] != "'auto'":
-        lines.append(f"    stop={data['stop']},")
-    call = "\n".join(
-        [
-            "from selfadapt import Config, adapt" if changed else "from selfadapt import adapt",
-            "",
-            f"# adapter: {', '.join(f'{k} = {v}' for k, v in data['options'].items())}",
-            "result = adapt(",
-            "    adapter,",
-            f"    images,  # {len(data['images'])}, and {len(data['held_out'])} held out",
-            *lines,
-            f"    output_dir={f'{run}-again'!r},",
-            ")",
-        ]
-    )
-    return f"<p>With all settings as they were, on the same images and adapter:</p>{_code(call)}"
+    stop = data["stop"] if data["stop"] != "'auto'" else ""
+    monitors = [name for name in ("EmbeddingDrift", "FalseNegativeRate") if name in stop]
+    names = ["Config"] * bool(changed) + monitors + ["adapt"]
+    return [
+        f"from selfadapt import {', '.join(names)}",
+        "",
+        f"# adapter: {', '.join(f'{k} = {v}' for k, v in data['options'].items())}",
+        "result = adapt(",
+        "    adapter,",
+        f"    images,  # {len(data['images'])}, and {len(data['held_out'])} held out",
+        *([f"    config=Config({', '.join(changed)}),"] if changed else []),
+        *([f"    stop={stop},"] if stop else []),
+        f"    output_dir={out!r},",
+        *(["    resume=True,"] if resume else []),
+        ")",
+    ]
 
 
 def _by_shell(directory: RunDirectory) -> bool:
@@ -101,5 +107,6 @@ def _network(directory: RunDirectory) -> str:
     return f"<p>Network: <code>{network}</code>. Images: <code>{images}</code>.</p>"
 
 
-def _code(text: str) -> str:
+def _code(lines: Sequence[str]) -> str:
+    text = "\n".join(lines)
     return f"<pre><code>{html.escape(text)}</code></pre>"

@@ -18,7 +18,7 @@ from selfadapt._before_after import Example, draw_example
 from selfadapt._charts import draw_calibration, draw_curves
 from selfadapt._disk import write_file
 from selfadapt._errors import CheckpointError, refuse_damage
-from selfadapt._fates import FATES, Fate, summed
+from selfadapt._fates import FATES, summed
 from selfadapt._look import Look
 from selfadapt._rundir import CALIBRATION, Row, RunDirectory
 from selfadapt._verdict import Thresholds, objection
@@ -52,13 +52,6 @@ _OUTCOMES = {
     ),
 }
 """Of each outcome: its kind for the style sheet, what it means, and what to do."""
-_LEGEND: dict[Fate, str] = {
-    "same": "the same",
-    "gained": "gained",
-    "lost": "lost",
-    "split": "split",
-    "merged": "merged",
-}
 _TABLE = {
     "stability": "stability",
     "agreement": "agreement",
@@ -116,9 +109,9 @@ def write_report(run: str | Path | RunDirectory, scores: Sequence[str] = ()) -> 
             head=_cells("th", ["candidate", "steps", *_TABLE.values()])
             + "<th class=words>what speaks against it</th><th class=words>snapshot</th>",
             rows=_rows(directory, history, result),
-            another=another(directory, result),
+            another=another(directory, config, result),
             again=repeat(directory, config),
-            about=_about(directory, result),
+            about=_about(directory),
             settings=html.escape("\n".join(f"{name} = {value}" for name, value in config.items())),
         )
     target = directory.path / "report.html"
@@ -127,7 +120,7 @@ def write_report(run: str | Path | RunDirectory, scores: Sequence[str] = ()) -> 
 
 
 def _part(name: str) -> str:
-    return (files("selfadapt") / "_page" / name).read_text()
+    return (files("selfadapt") / "_page" / name).read_text("utf-8")
 
 
 def _filled(name: str, **parts: str) -> str:
@@ -202,7 +195,7 @@ def _before_after(examples: Sequence[Example], result: Mapping[str, Any]) -> str
     legend = "".join(
         f'<li data-fate="{fate}"><svg viewBox="0 0 42 21" aria-hidden="true">'
         f'<path class="fate {fate}" d="M5 10.5h32"/></svg><span><b>{counts[fate]}</b> '
-        f"{_LEGEND[fate]}</span></li>"
+        f"{'the ' * (fate == 'same')}{fate}</span></li>"
         for fate in FATES
     )
     second, title = _compared(result)
@@ -249,7 +242,7 @@ def _rows(directory: RunDirectory, history: Sequence[Row], result: Mapping[str, 
             f"<tr{' class=chosen' if (name, steps) == kept else ''}>"
             + _cells("td", [name, str(steps), *(_figure(row.get(each)) for each in _TABLE)])
             + f'<td class="words against">{html.escape(against)}</td>'
-            f"<td class=words>{html.escape(snapshot)}</td></tr>"
+            f"<td class=snapshot>{html.escape(snapshot)}</td></tr>"
         )
     return rows
 
@@ -258,12 +251,12 @@ def _figure(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
-def _about(directory: RunDirectory, result: Mapping[str, Any]) -> str:
+def _about(directory: RunDirectory) -> str:
     """Rows of a table: folder, network, images, versions."""
     data = directory.read_json("data.json")
     rows = {
-        "folder": str(directory.path.absolute()),
-        "model": str(directory.model.absolute()),
+        "folder": str(directory.path),
+        "model": str(directory.model),
         "images": f"{len(data['images'])}, and {len(data['held_out'])} held out",
         "checksum of the network": data["model"],
         "versions": ", ".join(f"{k} {v}" for k, v in data["versions"].items()),

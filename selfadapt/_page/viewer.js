@@ -40,7 +40,7 @@ if (section) {
   document.documentElement.classList.add("js");
   for (const pair of pairs) {
     const { width, height } = pair.querySelector("svg").viewBox.baseVal;
-    pair.style.setProperty("--aspect", width / height);
+    pair.parentElement.style.setProperty("--aspect", width / height);
     pair.tabIndex = 0;
     pair.addEventListener("click", () => enlarge(pair.parentElement));
     pair.nextElementSibling.addEventListener("input", (event) => show(pair, event.target.value));
