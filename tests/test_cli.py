@@ -111,12 +111,55 @@ def test_report_is_drawn_again(run, capsys):
     assert "views = 2" in page
 
 
+def test_another_snapshot_segments_and_is_saved_as_a_model(run, folder, tmp_path, capsys):
+    images, image = str(folder / "images"), tifffile.imread(folder / "images" / "cell_0.tif")
+    found = {}
+    for name in ("0", "2", "4"):
+        out, model = tmp_path / f"labels-{name}", tmp_path / f"model-{name}"
+        chosen = ["--model", str(run), "--snapshot", name]
+        assert main(["segment", *chosen, "--images", images, "--out", str(out)]) == 0
+        assert main(["select", *chosen, "--out", str(model)]) == 0
+        assert str(model) in capsys.readouterr().out
+        saved = SmpAdapter.from_pretrained(str(model))
+        weights = load_file(run / "snapshots" / f"{int(name):06d}.safetensors")
+        assert equal_states(saved.model.state_dict(), weights)
+        found[name] = tifffile.imread(out / "cell_0.tif")
+        np.testing.assert_array_equal(saved.segment(image), found[name])
+    initial = SmpAdapter.from_pretrained("demo")
+    np.testing.assert_array_equal(initial.segment(image), found["0"])
+    assert not equal_states(initial.model.state_dict(), weights)
+
+
+def test_a_run_remembers_how_it_was_started_and_says_so(run, folder, tmp_path):
+    out = tmp_path / "it's a run"
+    words = [*DEMO, "--images", str(folder / "images"), "--out", str(out), *QUICK]
+    assert main(["adapt", *words]) in (0, 3)
+    began = (out / "command.txt").read_text()
+    assert shlex.split(began) == ["selfadapt", "adapt", *words]
+    assert main(["adapt", *words[:-2], "--calibrate=false", "--resume"]) in (0, 3)
+    assert (out / "command.txt").read_text() == began
+    codes = re.findall("<pre><code>(.*?)</code>", (out / "report.html").read_text(), re.S)
+    commands = [shlex.split(html.unescape(line)) for code in codes for line in code.splitlines()]
+    assert shlex.split(began) in commands
+    again = [each for each in commands if "--config" in each]
+    assert again == [["selfadapt", "adapt", "--config", str(out / "run.yaml"), "--out",
+                      f"{out}-again"]]  # fmt: skip
+    assert main(again[0][1:]) in (0, 3)
+    assert (tmp_path / "it's a run-again" / "history.csv").read_text() == (
+        out / "history.csv"
+    ).read_text()
+    select = next(each for each in commands if each[1] == "select")
+    assert main([str(tmp_path / "m") if word == "MODEL" else word for word in select[1:]]) == 0
+
+
 def test_adapters_lists_what_is_installed(capsys):
     assert main(["adapters"]) == 0
     assert "smp          ready" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["demo", "adapt", "segment", "evaluate", "report", "adapters"])
+@pytest.mark.parametrize(
+    "command", ["demo", "adapt", "segment", "evaluate", "select", "report", "adapters"]
+)
 def test_each_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
@@ -261,6 +304,10 @@ def test_another_run_in_the_folder_is_a_mistake(run, folder, capsys):
         ),
         (["segment", *DEMO, "--images", "{images}", "--out", "{done}"], "exists already"),
         (["report", "{empty}"], "is no run"),
+        (["select", *DEMO, "--snapshot", "2", "--out", "{new}"], "--snapshot 2 needs --model RUN"),
+        (["select", "--model", "{run}", "--snapshot", "3", "--out", "{new}"], "no snapshot of iter"),
+        (["select", "--model", "{run}", "--snapshot", "x", "--out", "{new}"], "no snapshot of x"),
+        (["select", "--model", "{run}", "--out", "{empty}"], "exists already"),
         (
             ["segment", "--model", "{unfinished}", "--images", "{images}", "--out", "x"],
             "not finished",

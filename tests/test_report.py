@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from helpers import IMAGES, discs, run_adapt, run_that_improves
+from helpers import IMAGES, config, discs, run_adapt, run_that_improves
 
-from selfadapt import match, write_report
+from selfadapt import adapt, match, write_report
 from selfadapt._before_after import MAX_SIDE, draw_example
 from selfadapt._fates import FATES, fates, summed
 from selfadapt._report import _OUTCOMES
 from selfadapt._rundir import RunDirectory
 from selfadapt._verdict import Outcome
+
+PAIR = ("before", "after")
 
 
 @pytest.fixture(scope="module")
@@ -72,23 +74,31 @@ def test_unknown_quality_is_said_and_is_no_number(improved, tmp_path):
     assert "Expected AP at an IoU of 0.5 unknown" in text_of(page)
 
 
-def test_what_changed_is_counted_in_all_windows_and_the_most_changed_are_shown(improved):
-    told = improved.directory.read_json("result.json")
-    folder = improved.directory.path / "examples"
+def test_what_changed_is_counted_in_all_windows_and_the_most_changed_are_shown(adapter, tmp_path):
+    images = [discs(400 + k, (96, 120))[0] for k in range(12)]
+    settings = config(
+        iterations=4, learning_rate=1e-2, validation_images=8, validation_share=0.6
+    )  # fmt: skip
+    run = adapt(
+        adapter, images, config=settings, output_dir=tmp_path, stop=None, progress=False
+    ).directory
+    told, windows = run.read_json("result.json"), len(run.read_json("data.json")["held_out"])
     shown = [
-        fates(*(tifffile.imread(folder / f"{k}-{when}.tif") for when in ("before", "after")))
+        fates(*(tifffile.imread(tmp_path / "examples" / f"{k}-{when}.tif") for when in PAIR)).counts
         for k in range(4)
     ]
-    share = [1 - each.counts["same"] / sum(each.counts.values()) for each in shown]
-    assert len(told["examples"]) == 4 < told["changes"]["windows"]
+    share = [1 - counts["same"] / sum(counts.values()) for counts in shown]
     assert share == sorted(share, reverse=True)
-    pooled = summed(each.counts for each in shown)
+    assert share[0] > share[-1]
+    held_out = [name.partition(" float32")[0] for name in run.read_json("data.json")["held_out"]]
+    assert told["examples"][0].startswith(held_out[-2])  # not the first windows, then
+    pooled = summed(shown)
     assert all(told["changes"][fate] >= pooled[fate] for fate in FATES)
+    assert told["changes"]["windows"] == windows == 7
     assert told["changes"]["same"] > pooled["same"]
-    said = text_of(write_report(improved.directory).read_text())
+    said = text_of(write_report(run).read_text())
     legend = " ".join(f"{told['changes'][f]} {'the ' * (f == 'same')}{f}" for f in FATES)
-    windows = told["changes"]["windows"]
-    assert f"in all {windows} windows of held-out images; the 4 that changed most" in said
+    assert "in all 7 windows of held-out images; the 4 that changed most" in said
     assert legend in said
 
 
