@@ -9,7 +9,7 @@ import yaml
 
 from selfadapt._config import Config
 from selfadapt._errors import CheckpointError, first_line
-from selfadapt._rundir import COMMAND, REPEATS, RunDirectory
+from selfadapt._rundir import CALIBRATION, COMMAND, REPEATS, RunDirectory
 
 
 def another(directory: RunDirectory, config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
@@ -23,9 +23,10 @@ def another(directory: RunDirectory, config: Mapping[str, Any], result: Mapping[
     )
     run = shlex.quote(str(directory.path))
     if _by_shell(directory):
+        quoted = shlex.quote(str(other))
         code = [
-            f"selfadapt segment --model {run} --snapshot {other} --images IMAGES --out LABELS",
-            f"selfadapt select  --model {run} --snapshot {other} --out MODEL",
+            f"selfadapt segment --model {run} --snapshot {quoted} --images IMAGES --out LABELS",
+            f"selfadapt select  --model {run} --snapshot {quoted} --out MODEL",
         ]
         return (
             f"{said}<p>Segment with it (<code>evaluate</code> and <code>check</code> alike), or "
@@ -63,7 +64,11 @@ def repeat(directory: RunDirectory, config: Mapping[str, Any]) -> str:
             f"{began}{_network(directory)}"
         )
     code = _call(directory, config, f"{run}-again", resume=False)
-    return f"<p>With all settings as they were, on the same images and adapter:</p>{_code(code)}"
+    said = (
+        "With all settings as they were, on the same images and adapter (and "
+        "<code>validation</code> and <code>channel_axis</code>, if you gave them):"
+    )
+    return f"<p>{said}</p>{_code(code)}"
 
 
 def _call(
@@ -73,8 +78,10 @@ def _call(
     data = directory.read_json("data.json")
     usual = Config().to_dict()
     changed = [f"{k}={v!r}" for k, v in config.items() if k not in usual or usual[k] != v]
-    stop = data["stop"] if data["stop"] != "'auto'" else ""
-    monitors = [name for name in ("EmbeddingDrift", "FalseNegativeRate") if name in stop]
+    stop = str(data["stop"])
+    monitors = [name for name in ("EmbeddingDrift", "FalseNegativeRate") if f"{name}(" in stop]
+    if not monitors and stop not in ("'auto'", "None"):
+        stop = f"stop,  # your own: {stop}"
     names = ["Config"] * bool(changed) + monitors + ["adapt"]
     return [
         f"from selfadapt import {', '.join(names)}",
@@ -84,7 +91,8 @@ def _call(
         "    adapter,",
         f"    images,  # {len(data['images'])}, and {len(data['held_out'])} held out",
         *([f"    config=Config({', '.join(changed)}),"] if changed else []),
-        *([f"    stop={stop},"] if stop else []),
+        *([] if stop == "'auto'" else [f"    stop={stop},"]),
+        *([] if (directory.path / CALIBRATION).exists() else ["    calibrate=False,"]),
         f"    output_dir={out!r},",
         *(["    resume=True,"] if resume else []),
         ")",

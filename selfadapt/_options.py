@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Any
@@ -161,23 +160,21 @@ def open_model(kind: type[Adapter], options: Namespace) -> tuple[Adapter, dict[s
         if not origin:
             raise
         raise CheckpointError(f"{ORIGIN} of {options.model!r} is damaged: {error}") from None
+    if options.snapshot is not None and not origin:
+        raise ConfigError(
+            f"--snapshot {options.snapshot} needs --model RUN, a folder that `adapt` has written."
+        )
     if (directory.path / INPUT).exists():
-        adapter = go_on(adapter, directory.read_json(INPUT))
+        saved = directory.read_json(INPUT)
+        if options.snapshot is not None:
+            kept = directory.read_json("result.json").get("candidate")
+            if str(kept).endswith(TTA):  # that was for the candidate alone
+                saved["tta"] = False
+        adapter = go_on(adapter, saved)
     if options.snapshot is not None:
-        adapter = _at_snapshot(adapter, directory, options.snapshot)
+        at = int(options.snapshot) if options.snapshot.isdecimal() else options.snapshot
+        network = directory.load_network(at, adapter.model, torch.device("cpu"))
+        adapter = adapter.with_model(network.eval())
     adapter.model.to(pick_device(options.device))
     name = origin["adapter"] if origin else options.adapter
     return adapter, {"adapter": name, "options": chosen}
-
-
-def _at_snapshot(adapter: Adapter, directory: RunDirectory, name: str) -> Adapter:
-    """The adapter of a run with other weights of it."""
-    if not (directory.path / ORIGIN).exists():
-        raise ConfigError(
-            f"--snapshot {name} needs --model RUN, a folder that `adapt` has written."
-        )
-    if directory.read_json("result.json").get("candidate", "").endswith(TTA):
-        adapter = adapter.with_input(replace(adapter.input, tta=False))  # that was for it alone
-    at = int(name) if name.isdecimal() else name
-    network = directory.load_network(at, adapter.model, torch.device("cpu"))
-    return adapter.with_model(network.eval())

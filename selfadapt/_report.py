@@ -21,7 +21,7 @@ from selfadapt._errors import CheckpointError, refuse_damage
 from selfadapt._fates import FATES, summed
 from selfadapt._look import Look
 from selfadapt._rundir import CALIBRATION, Row, RunDirectory
-from selfadapt._verdict import Thresholds, objection
+from selfadapt._verdict import Thresholds, objection, rise
 
 _OUTCOMES = {
     "improved": (
@@ -65,7 +65,7 @@ _TABLE = {
 def write_report(run: str | Path | RunDirectory, scores: Sequence[str] = ()) -> Path:
     """Draw `report.html` of a run folder, one self-contained file, and return its path.
 
-    It asks the network for nothing; without scripts it shows the same, side by side.
+    It loads nothing from elsewhere; where scripts are off it shows the same, side by side.
 
     Args:
         run: the folder that `adapt(..., output_dir=...)` has written.
@@ -238,6 +238,8 @@ def _rows(directory: RunDirectory, history: Sequence[Row], result: Mapping[str, 
             if name != "initial" and len(first.count):
                 look = Look.from_dict(told["look"])
                 against = objection(first, look, Thresholds(), len(looks) - 1) or "nothing"
+                if against == "nothing" and rise(first, look, half=1)[0] <= 0:
+                    against = "its gain is not there in the other half of the objects"
         rows += (
             f"<tr{' class=chosen' if (name, steps) == kept else ''}>"
             + _cells("td", [name, str(steps), *(_figure(row.get(each)) for each in _TABLE)])

@@ -63,6 +63,7 @@ class RunDirectory:
     examples/        held-out images with instances before and after (TIFF)
     model            the result, in the model's native format
     result.json      where the run stopped and why
+    command.txt      of the shell: how it was started
     report.html      what `selfadapt report` draws
 
     Raises:

@@ -1,7 +1,10 @@
 """The shell as a user meets it: results, files, and one line for each mistake."""
 
+import html
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,11 +16,13 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import tifffile
-from helpers import discs
+from helpers import discs, equal_states
+from safetensors.torch import load_file
 
 from selfadapt import match
 from selfadapt._cli import main
 from selfadapt._demo import run_demo
+from selfadapt._labels import FORMATS, read_note
 from selfadapt_smp import SmpAdapter
 
 QUICK = [
@@ -128,6 +133,23 @@ def test_another_snapshot_segments_and_is_saved_as_a_model(run, folder, tmp_path
     initial = SmpAdapter.from_pretrained("demo")
     np.testing.assert_array_equal(initial.segment(image), found["0"])
     assert not equal_states(initial.model.state_dict(), weights)
+
+
+def test_flips_and_turns_of_what_was_kept_are_not_those_of_another_snapshot(run, folder, tmp_path):
+    copy, images = tmp_path / "copy", str(folder / "images" / "cell_0.tif")
+    shutil.copytree(run, copy)
+    for name, change in {"result": {"candidate": "initial+tta"}, "input": {"tta": True}}.items():
+        file = copy / f"{name}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    means = {}
+    for name, words in {"kept": [], "other": ["--snapshot", "2"],
+                        "asked": ["--snapshot", "2", "--tta", "true"]}.items():  # fmt: skip
+        out = tmp_path / name
+        assert main(["segment", "--model", str(copy), *words, "--images", images,
+                     "--out", str(out)]) == 0  # fmt: skip
+        note = read_note(out / "cell_0.tif", FORMATS["tiff"])
+        means[name] = note["input"]["tta"]
+    assert means == {"kept": True, "other": False, "asked": True}
 
 
 def test_a_run_remembers_how_it_was_started_and_says_so(run, folder, tmp_path):
@@ -305,7 +327,10 @@ def test_another_run_in_the_folder_is_a_mistake(run, folder, capsys):
         (["segment", *DEMO, "--images", "{images}", "--out", "{done}"], "exists already"),
         (["report", "{empty}"], "is no run"),
         (["select", *DEMO, "--snapshot", "2", "--out", "{new}"], "--snapshot 2 needs --model RUN"),
-        (["select", "--model", "{run}", "--snapshot", "3", "--out", "{new}"], "no snapshot of iter"),
+        (
+            ["select", "--model", "{run}", "--snapshot", "3", "--out", "{new}"],
+            "no snapshot of iter",
+        ),
         (["select", "--model", "{run}", "--snapshot", "x", "--out", "{new}"], "no snapshot of x"),
         (["select", "--model", "{run}", "--out", "{empty}"], "exists already"),
         (
@@ -327,7 +352,7 @@ def test_another_run_in_the_folder_is_a_mistake(run, folder, capsys):
         (["report", "{unfinished}"], "is no run"),
     ],
 )
-def test_mistakes_of_the_other_commands(folder, tmp_path, capsys, words, message):
+def test_mistakes_of_the_other_commands(run, folder, tmp_path, capsys, words, message):
     places = {name: tmp_path / name for name in PLACES}
     for place in places.values():
         place.mkdir()
@@ -339,6 +364,7 @@ def test_mistakes_of_the_other_commands(folder, tmp_path, capsys, words, message
         tifffile.imwrite(places["small"] / f"cell_{k}.tif", discs(0)[1].astype(np.uint16))
     (places["unfinished"] / "adapter.json").write_text('{"adapter": "smp", "options": {}}')
     places |= {"images": folder / "images", "masks": folder / "masks"}
+    places |= {"run": run, "new": tmp_path / "new"}
     assert main([word.format(**places) for word in words]) == 2
     error = capsys.readouterr().err
     assert message in error

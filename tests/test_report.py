@@ -126,6 +126,17 @@ def test_the_code_that_repeats_a_run_of_python_repeats_it(adapter, tmp_path):
     assert np.array_equal(names["labels"], adapter.segment(IMAGES[0]))
 
 
+def test_a_criterion_of_ones_own_is_named_and_calibration_told(adapter, tmp_path):
+    def tired(run, info):
+        return True
+
+    result = run_adapt(adapter, tmp_path, stop=tired, calibrate=False)
+    again = codes(write_report(result.directory).read_text())[-1]
+    compile(again, "again", "exec")
+    assert re.search(r"stop=stop,  # your own: .*tired,\n", again)
+    assert "calibrate=False" in again
+
+
 def test_what_speaks_against_each_candidate_is_in_the_table(improved):
     page = write_report(improved.directory).read_text()
     rows = [text_of(row) for row in re.findall("<tr.*?</tr>", page, re.S)]
