@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from selfadapt._calibrate import search
 from selfadapt._check import estimate_quality
 from selfadapt._config import Config
 from selfadapt._demo import run_demo
-from selfadapt._disk import write_file
+from selfadapt._disk import appearing, write_file
 from selfadapt._errors import ConfigError, ImageError, OutputError, SelfAdaptError
 from selfadapt._events import Teller
 from selfadapt._images import open_images
@@ -40,7 +41,7 @@ from selfadapt._normalize import Image, checksum
 from selfadapt._options import make_parser, model_parser, open_model, option_names
 from selfadapt._registry import adapters
 from selfadapt._report import write_report
-from selfadapt._rundir import ORIGIN, REPEATS, RunDirectory
+from selfadapt._rundir import COMMAND, ORIGIN, REPEATS, RunDirectory
 from selfadapt._scores import IOUS, Row, summarise, to_csv
 
 NOT_TRUSTED = 3
@@ -144,7 +145,8 @@ def _adapt(words: Sequence[str]) -> bool:
     adapter, origin = open_model(kind, options)
     repeat = options.clone()
     repeat.pop("resume")  # the file starts a run of its own
-    notes = {ORIGIN: json.dumps(origin, indent=2), REPEATS: parser.dump(repeat)}
+    began = shlex.join(["selfadapt", "adapt", *(word for word in words if word != "--resume")])
+    notes = {ORIGIN: json.dumps(origin, indent=2), REPEATS: parser.dump(repeat), COMMAND: began}
     directory = RunDirectory(options.out, notes)
     result = adapt(
         adapter,
@@ -416,6 +418,23 @@ def _check_file(flag: str, path: str | None) -> None:
         raise ConfigError(f"there is no folder for {flag} {path!r}.")
 
 
+def _select(words: Sequence[str]) -> None:
+    """Save another snapshot of a RUN folder as a model of its own."""
+    parser, kind = model_parser("select", _select.__doc__, words)
+    parser.add_argument("--out", type=str, required=True, help="model to write, as its family does")
+    options = parser.parse_args(words)
+    _refuse_empty(options.out)
+    target = Path(options.out)
+    if target.exists():
+        raise ConfigError(f"{options.out!r} exists already: give another --out.")
+    adapter, _ = open_model(kind, options)
+    with appearing(target) as partial:
+        adapter.save(partial)
+    print(f"Model:   {target}")
+    if usage := adapter.usage(target):
+        print(f"Use it:  {usage}")
+
+
 def _report(words: Sequence[str]) -> None:
     """Draw the report of a RUN folder."""
     run = make_parser("report", _report.__doc__, run="RUN folder").parse_args(words).run
@@ -436,6 +455,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], bool | None]] = {
     "evaluate": _evaluate,
     "check": _check,
     "calibrate": _calibrate,
+    "select": _select,
     "report": _report,
     "adapters": _adapters,
 }

@@ -6,6 +6,7 @@ from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import Namespace
 
@@ -13,6 +14,7 @@ from selfadapt._adapter import Adapter
 from selfadapt._calibrate import go_on
 from selfadapt._errors import CheckpointError, ConfigError, first_line
 from selfadapt._network import pick_device
+from selfadapt._portfolio import TTA
 from selfadapt._registry import load_adapter
 from selfadapt._rundir import INPUT, ORIGIN, RunDirectory
 from selfadapt._wording import Parser
@@ -52,8 +54,10 @@ def model_parser(
     add("--config", action="config", help="file with any of these options")
     add("--adapter", type=str | None, help="a name that `selfadapt adapters` lists")
     add("--model", type=str, required=True, help="the family's name or file, or a RUN folder")
-    add("--images", type=str, required=True, help="folder, file or zarr")
-    add("--channel_axis", type=int | None, help="where the channels are, if files do not say it")
+    add("--snapshot", type=str | None, help="of a RUN folder, if not the one that was kept")
+    if command != "select":
+        add("--images", type=str, required=True, help="folder, file or zarr")
+        add("--channel_axis", type=int | None, help="where the channels are, if files do not say")
     if command != "adapt":  # there it is a setting
         add("--device", type=str, default="auto", help='a torch device; "auto": CUDA if available')
     kind, given = _named_adapter(words)
@@ -157,8 +161,21 @@ def open_model(kind: type[Adapter], options: Namespace) -> tuple[Adapter, dict[s
         if not origin:
             raise
         raise CheckpointError(f"{ORIGIN} of {options.model!r} is damaged: {error}") from None
+    if options.snapshot is not None and not origin:
+        raise ConfigError(
+            f"--snapshot {options.snapshot} needs --model RUN, a folder that `adapt` has written."
+        )
     if (directory.path / INPUT).exists():
-        adapter = go_on(adapter, directory.read_json(INPUT))
+        saved = directory.read_json(INPUT)
+        if options.snapshot is not None:
+            kept = directory.read_json("result.json").get("candidate")
+            if str(kept).endswith(TTA):  # that was for the candidate alone
+                saved["tta"] = False
+        adapter = go_on(adapter, saved)
+    if options.snapshot is not None:
+        at = int(options.snapshot) if options.snapshot.isdecimal() else options.snapshot
+        network = directory.load_network(at, adapter.model, torch.device("cpu"))
+        adapter = adapter.with_model(network.eval())
     adapter.model.to(pick_device(options.device))
     name = origin["adapter"] if origin else options.adapter
     return adapter, {"adapter": name, "options": chosen}
