@@ -4,6 +4,7 @@ from selfadapt._adapt import AdaptationResult as AdaptationResult
 from selfadapt._adapt import adapt as adapt
 from selfadapt._adapter import Adapter as Adapter
 from selfadapt._batch_norm import adabn as adabn
+from selfadapt._bioimageio import export_bioimageio as export_bioimageio
 from selfadapt._calibrate import calibrate as calibrate
 from selfadapt._check import estimate_quality as estimate_quality
 from selfadapt._config import Config as Config

@@ -1,0 +1,128 @@
+"""A network and its adapter's `forward` as one TorchScript module, which needs neither of them."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfadapt._adapter import Adapter
+from selfadapt._errors import ModelError, first_line
+from selfadapt._symmetry import Grid
+
+NEAR = 1e-4
+"""Outputs that differ by less, as a share of the largest one, are the same."""
+_GROWTH = ((1, 1), (2, 1), (1, 3))
+"""Sizes of images by which a traced network is tried, in multiples of the smallest one."""
+
+
+class _Heads(nn.Module):
+    """Gives the heads of an adapter in their order; of a single one the tensor itself."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        super().__init__()
+        self.network = adapter.model
+        self._adapter = adapter
+
+    def forward(self, images: Tensor) -> Any:
+        outputs = self._adapter.forward(self.network, images.clone())  # some work in place
+        heads = tuple(outputs[name] for name in self._adapter.outputs)
+        return heads if len(heads) > 1 else heads[0]
+
+
+@torch.no_grad()
+def trace(adapter: Adapter, image: Tensor) -> tuple[torch.jit.ScriptModule, Grid]:
+    """The network in TorchScript, `[B, C, H, W]` to one tensor for each head, and its least size.
+
+    It was traced, and then compared with the network at several sizes and numbers of images.
+
+    Args:
+        adapter: around a network in eval mode, in float32 on the CPU.
+        image: a prepared image `[C, H, W]`, of a size that the network takes.
+
+    Raises:
+        ModelError: it cannot be traced, or what was traced is another network at other sizes.
+    """
+    heads = _Heads(adapter).eval()
+    try:
+        with torchscript_quiet():
+            traced = torch.jit.trace(heads, image[None], check_trace=False)
+    except Exception as error:
+        raise ModelError(
+            f"the network cannot be written as TorchScript ({_last_line(error)}): its `forward` "
+            "must be made of torch's functions, and give tensors."
+        ) from None
+    least = _least(heads, adapter, image)
+    for rows, columns in _GROWTH if adapter.fixed_size is None else _GROWTH[:1]:
+        some = _repeated(image, (least[0] * rows, least[1] * columns))
+        batch = torch.stack([some, some.flip(-1)])
+        try:
+            same = all(map(near, _as_tuple(traced(batch)), _as_tuple(heads(batch))))
+        except RuntimeError:  # a size that became a constant
+            same = False
+        if not same:
+            raise ModelError(
+                f"the network in TorchScript is another one for images of {list(some.shape[1:])} "
+                f"than for {list(image.shape[1:])}, since its `forward` computes with sizes: give "
+                "fixed_size, if it takes images of one size, or say it in torch's functions."
+            )
+    return traced, least
+
+
+def near(one: Tensor, other: Tensor) -> bool:
+    """Whether two outputs are the same, but for rounding."""
+    return one.shape == other.shape and bool(
+        ((one - other).abs() <= NEAR * other.abs().max().clamp(min=1e-6)).all()
+    )
+
+
+def _least(heads: nn.Module, adapter: Adapter, image: Tensor) -> Grid:
+    """The smallest size that the network takes; some need more than one multiple."""
+    if adapter.fixed_size is not None:
+        return adapter.fixed_size, adapter.fixed_size
+    rows, columns = adapter.multiples
+    sides = [2**k for k in range(16) if 2**k <= max(adapter.tile // max(rows, columns), 1)]
+    for k in sides:
+        try:
+            outputs = _as_tuple(heads(_repeated(image, (rows * k, columns * k))[None]))
+        except Exception:  # every network has its own kind of error for this
+            continue
+        if all(bool(output.isfinite().all()) for output in outputs):
+            return rows * k, columns * k
+    raise ModelError(
+        f"the network takes no image of up to {adapter.tile} pixels: channels, size_multiple and "
+        "fixed_size say what it takes."
+    )
+
+
+def _repeated(image: Tensor, size: Grid) -> Tensor:
+    """`[C, H, W]` cut, or repeated, to another size."""
+    times = [-(-want // have) for want, have in zip(size, image.shape[1:], strict=True)]
+    return image.repeat(1, *times)[:, : size[0], : size[1]]
+
+
+def _as_tuple(outputs: Any) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def _last_line(error: Exception) -> str:
+    """Of an error of torch, whose TorchScript puts a traceback before it."""
+    return (str(error).strip() or first_line(error)).splitlines()[-1].strip()
+
+
+@contextmanager
+def torchscript_quiet() -> Iterator[None]:
+    """Torch deprecates TorchScript, and warns of what `trace` compares anyway."""
+    with warnings.catch_warnings():
+        for kind in (FutureWarning, DeprecationWarning, torch.jit.TracerWarning):  # type: ignore[attr-defined]
+            warnings.simplefilter("ignore", kind)
+        yield
+
+
+def save_traced(traced: torch.jit.ScriptModule, path: Path) -> None:
+    """Write a TorchScript file."""
+    with torchscript_quiet():
+        torch.jit.save(traced, str(path))
