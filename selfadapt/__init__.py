@@ -43,6 +43,7 @@ from selfadapt._matching import match as match
 from selfadapt._monitors import EmbeddingDrift as EmbeddingDrift
 from selfadapt._monitors import FalseNegativeRate as FalseNegativeRate
 from selfadapt._monitors import Monitor as Monitor
+from selfadapt._network import NetworkSource as NetworkSource
 from selfadapt._normalize import as_channels_first as as_channels_first
 from selfadapt._normalize import in_single as in_single
 from selfadapt._normalize import is_constant as is_constant

@@ -26,7 +26,7 @@ from selfadapt._images import open_windows
 from selfadapt._input import check_settled, prepare
 from selfadapt._lazy import LazyImage
 from selfadapt._masks import refuse_masks
-from selfadapt._network import check_network, copy_network
+from selfadapt._network import NetworkSource, check_network, copy_network
 from selfadapt._normalize import Image, in_single, resize_image
 from selfadapt._package_steps import others_of, postprocessing, preprocessing
 from selfadapt._package_words import Words, name_of, notes, readme, story
@@ -40,7 +40,7 @@ SIDE = 512
 """Largest side of the test image, in pixels."""
 IMAGE = "image"
 """What packages call what goes in."""
-WEIGHTS, DESCRIPTION = "weights.pt", "bioimageio.yaml"
+DESCRIPTION, TORCHSCRIPT = "bioimageio.yaml", "torchscript.pt"
 
 
 def export_bioimageio(
@@ -98,18 +98,17 @@ def export_bioimageio(
     raw = predict(plain, plain.model, prepared).outputs
     with tempfile.TemporaryDirectory(prefix="selfadapt-") as made:
         folder = Path(made)
-        save_traced(traced, folder / WEIGHTS)
+        save_traced(traced, folder / TORCHSCRIPT)
         np.save(folder / f"{IMAGE}.npy", image[None])
         for head, output in _values(plain, raw).items():
             np.save(folder / f"{head}.npy", output[None].numpy())
         text = readme(words, adapter, history)
         (folder / "README.md").write_text(text, encoding="utf-8")
-        weights = {"source": WEIGHTS, "pytorch_version": str(torch.__version__)}
         description = words.describe(plain.outputs) | {
             "type": "model",
             "inputs": [_input(plain, image, least)],
             "outputs": [_output(plain, head, raw[head]) for head in plain.outputs],
-            "weights": {"torchscript": weights},
+            "weights": _weights(folder, plain.source()),
         }
         package = _pack(folder, description)
         _check(package, plain, image)
@@ -200,6 +199,32 @@ def _output(adapter: Adapter, name: str, raw: Tensor) -> dict[str, Any]:
     }
 
 
+def _weights(folder: Path, source: NetworkSource | None) -> dict[str, Any]:
+    """The weights of a package; writes those of `source`, too."""
+    torchscript = {"source": TORCHSCRIPT, "pytorch_version": str(torch.__version__)}
+    if source is None:
+        return {"torchscript": torchscript}
+    torch.save(dict(source.state), folder / "state.pt")
+    shutil.copyfile(source.file, folder / "network.py")
+    torch_itself = f"torch=={torch.__version__.partition('+')[0]}"
+    needs = ["python", "pip", {"pip": [torch_itself, *source.needs]}]
+    environment = {"channels": ["conda-forge"], "dependencies": needs}
+    (folder / "environment.yaml").write_text(yaml.safe_dump(environment, sort_keys=False))
+    return {
+        "pytorch_state_dict": {
+            "source": "state.pt",
+            "pytorch_version": str(torch.__version__),
+            "architecture": {
+                "source": "network.py",
+                "callable": source.name,
+                "kwargs": dict(source.kwargs),
+            },
+            "dependencies": {"source": "environment.yaml"},
+        },
+        "torchscript": torchscript | {"parent": "pytorch_state_dict"},
+    }
+
+
 def _pack(folder: Path, description: Mapping[str, Any]) -> Path:
     """The package of a folder, in it."""
     from bioimageio.spec.model.v0_5 import ModelDescr
@@ -216,7 +241,7 @@ def _pack(folder: Path, description: Mapping[str, Any]) -> Path:
 
 def _check(package: Path, adapter: Adapter, image: Image) -> None:
     """Raise ModelError unless bioimageio.core's test passes, and its outputs are the adapter's."""
-    from bioimageio.core import load_model_description
+    from bioimageio.core import create_prediction_pipeline, load_model_description
     from bioimageio.core import predict as predict_package
     from bioimageio.core import test_model as test_package
 
@@ -228,14 +253,21 @@ def _check(package: Path, adapter: Adapter, image: Image) -> None:
                 f"the package does not pass the test of bioimageio.core: {' '.join(wrong[:1])}"
             )
         opened = load_model_description(package)
+        kinds: list[Any] = [kind for kind, weights in opened.weights if weights is not None]
         for given in (image, others_of(image)):
             prepared = prepare(adapter, given, "the test image")
             wanted = _values(adapter, predict(adapter, adapter.model, prepared).outputs)
-            found = predict_package(model=opened, inputs={IMAGE: given[None]}).members
-            theirs = {str(name): torch.from_numpy(np.array(t.data)) for name, t in found.items()}
-            for name, values in wanted.items():
-                if not near(theirs[name], values[None]):
-                    raise ModelError(
-                        f"the package gives other values for head {name!r} than the adapter: what "
-                        "its `prepare` or `forward_tiled` does, bioimage.io cannot say."
-                    )
+            for kind in kinds:
+                pipeline = create_prediction_pipeline(opened, weights_format=kind)
+                found = predict_package(model=pipeline, inputs={IMAGE: given[None]})
+                _compare(found.members, wanted)
+
+
+def _compare(found: Mapping[Any, Any], wanted: Mapping[str, Tensor]) -> None:
+    for name, values in wanted.items():
+        tensor = next(each for key, each in found.items() if str(key) == name)
+        if not near(torch.from_numpy(np.array(tensor.data)), values[None]):
+            raise ModelError(
+                f"the package gives other values for head {name!r} than the adapter: what its "
+                "`prepare` or `forward_tiled` does, bioimage.io cannot say."
+            )
