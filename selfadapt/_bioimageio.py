@@ -242,8 +242,8 @@ def _pack(folder: Path, description: Mapping[str, Any]) -> Path:
 def _check(package: Path, adapter: Adapter, image: Image) -> None:
     """Raise ModelError unless bioimageio.core's test passes, and its outputs are the adapter's."""
     from bioimageio.core import create_prediction_pipeline, load_model_description
-    from bioimageio.core import predict as predict_package
     from bioimageio.core import test_model as test_package
+    from bioimageio.core.digest_spec import create_sample_for_model
 
     with torchscript_quiet():
         summary = test_package(package, devices=["cpu"])
@@ -254,19 +254,19 @@ def _check(package: Path, adapter: Adapter, image: Image) -> None:
             )
         opened = load_model_description(package)
         kinds: list[Any] = [kind for kind, weights in opened.weights if weights is not None]
-        for given in (image, others_of(image)):
-            prepared = prepare(adapter, given, "the test image")
-            wanted = _values(adapter, predict(adapter, adapter.model, prepared).outputs)
-            for kind in kinds:
-                pipeline = create_prediction_pipeline(opened, weights_format=kind)
-                found = predict_package(model=pipeline, inputs={IMAGE: given[None]})
-                _compare(found.members, wanted)
+        for kind in kinds:
+            with create_prediction_pipeline(opened, weights_format=kind, devices=["cpu"]) as ready:
+                for given in (image, others_of(image)):
+                    sample = create_sample_for_model(opened, inputs={IMAGE: given[None]})
+                    found = ready.predict_sample_without_blocking(sample).members
+                    _refuse_other(adapter, given, {str(k): t.data for k, t in found.items()})
 
 
-def _compare(found: Mapping[Any, Any], wanted: Mapping[str, Tensor]) -> None:
-    for name, values in wanted.items():
-        tensor = next(each for key, each in found.items() if str(key) == name)
-        if not near(torch.from_numpy(np.array(tensor.data)), values[None]):
+def _refuse_other(adapter: Adapter, given: Image, found: Mapping[str, Any]) -> None:
+    """Raise ModelError unless `found` are the adapter's values for an image."""
+    prepared = prepare(adapter, given, "the test image")
+    for name, wanted in _values(adapter, predict(adapter, adapter.model, prepared).outputs).items():
+        if not near(torch.from_numpy(np.array(found[name])), wanted[None]):
             raise ModelError(
                 f"the package gives other values for head {name!r} than the adapter: what its "
                 "`prepare` or `forward_tiled` does, bioimage.io cannot say."
