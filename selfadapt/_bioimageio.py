@@ -4,7 +4,6 @@ What it says of itself is tried before it appears: by bioimageio.core's own test
 outputs of its pipeline against those of the adapter.
 """
 
-import copy
 import shutil
 import tempfile
 import zipfile
@@ -90,9 +89,9 @@ def export_bioimageio(
     sources = open_windows(images, channel_axis=channel_axis)
     refuse_masks(sources)
     image = _test_image(adapter, sources)
-    plain = copy.copy(adapter)  # what a package can say
+    plain = adapter.with_model(copy_network(adapter.model, torch.device("cpu"), frozen=True))
+    # what a package can say
     plain.input = replace(adapter.input, scale=1.0, channels=None, gray=False, tta=False)
-    plain.model = copy_network(adapter.model, torch.device("cpu"), frozen=True)
     prepared = prepare(plain, image, "the test image")
     traced, least = trace(plain, prepared)
     raw = predict(plain, plain.model, prepared).outputs

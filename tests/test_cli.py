@@ -115,7 +115,9 @@ def test_adapters_lists_what_is_installed(capsys):
     assert "smp          ready" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["demo", "adapt", "segment", "evaluate", "report", "adapters"])
+@pytest.mark.parametrize(
+    "command", ["demo", "adapt", "segment", "evaluate", "export", "report", "adapters"]
+)
 def test_each_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
