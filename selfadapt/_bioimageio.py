@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from selfadapt._network import NetworkSource, check_network, copy_network
 from selfadapt._normalize import Image, in_single, resize_image
 from selfadapt._package_steps import others_of, postprocessing, preprocessing
 from selfadapt._package_words import Words, name_of, notes, readme, story
-from selfadapt._predict import predict
+from selfadapt._predict import raw_outputs
 from selfadapt._symmetry import Grid
 from selfadapt._tiles import pad_far_side
 from selfadapt._traced import near, save_traced, torchscript_quiet, trace
@@ -42,6 +42,7 @@ IMAGE = "image"
 DESCRIPTION, TORCHSCRIPT = "bioimageio.yaml", "torchscript.pt"
 
 
+@torch.no_grad()
 def export_bioimageio(
     adapter: Adapter,
     images: Any,
@@ -89,12 +90,13 @@ def export_bioimageio(
     sources = open_windows(images, channel_axis=channel_axis)
     refuse_masks(sources)
     image = _test_image(adapter, sources)
-    plain = adapter.with_model(copy_network(adapter.model, torch.device("cpu"), frozen=True))
+    network = getattr(adapter.model, "_orig_mod", adapter.model)  # of a compiled one
+    plain = adapter.with_model(copy_network(network, torch.device("cpu"), frozen=True))
     # what a package can say
     plain.input = replace(adapter.input, scale=1.0, channels=None, gray=False, tta=False)
     prepared = prepare(plain, image, "the test image")
     traced, least = trace(plain, prepared)
-    raw = predict(plain, plain.model, prepared).outputs
+    raw = raw_outputs(plain, plain.model, prepared)
     with tempfile.TemporaryDirectory(prefix="selfadapt-") as made:
         folder = Path(made)
         save_traced(traced, folder / TORCHSCRIPT)
@@ -133,11 +135,15 @@ def check_package(target: Path) -> None:
 def _check_license(license: str | None) -> None:
     from bioimageio.spec.generic.v0_3 import LicenseId
 
-    if license is not None and license not in get_args(LicenseId):
+    if license is None:
+        return
+    try:
+        LicenseId(license)
+    except ValueError:
         raise ConfigError(
             f"license={license!r} is not known: give an identifier of spdx.org/licenses, such as "
             "CC-BY-4.0."
-        )
+        ) from None
 
 
 def _test_image(adapter: Adapter, sources: Sequence[LazyImage]) -> Image:
@@ -264,9 +270,9 @@ def _check(package: Path, adapter: Adapter, image: Image) -> None:
 def _refuse_other(adapter: Adapter, given: Image, found: Mapping[str, Any]) -> None:
     """Raise ModelError unless `found` are the adapter's values for an image."""
     prepared = prepare(adapter, given, "the test image")
-    for name, wanted in _values(adapter, predict(adapter, adapter.model, prepared).outputs).items():
+    for name, wanted in _values(adapter, raw_outputs(adapter, adapter.model, prepared)).items():
         if not near(torch.from_numpy(np.array(found[name])), wanted[None]):
             raise ModelError(
                 f"the package gives other values for head {name!r} than the adapter: what its "
-                "`prepare` or `forward_tiled` does, bioimage.io cannot say."
+                "`prepare` does, bioimage.io cannot say."
             )

@@ -15,8 +15,6 @@ from selfadapt._symmetry import Grid
 
 NEAR = 1e-4
 """Outputs that differ by less, as a share of the largest one, are the same."""
-_GROWTH = ((1, 1), (2, 1), (1, 3))
-"""Sizes of images by which a traced network is tried, in multiples of the smallest one."""
 
 
 class _Heads(nn.Module):
@@ -48,6 +46,13 @@ def trace(adapter: Adapter, image: Tensor) -> tuple[torch.jit.ScriptModule, Grid
     """
     heads = _Heads(adapter).eval()
     try:
+        wanted = _as_tuple(heads(image[None]))
+    except Exception as error:
+        raise ModelError(
+            f"the network cannot be run on an image of {list(image.shape)} ({_last_line(error)}): "
+            "channels, size_multiple and fixed_size say what it takes."
+        ) from None
+    try:
         with torchscript_quiet():
             traced = torch.jit.trace(heads, image[None], check_trace=False)
     except Exception as error:
@@ -55,19 +60,30 @@ def trace(adapter: Adapter, image: Tensor) -> tuple[torch.jit.ScriptModule, Grid
             f"the network cannot be written as TorchScript ({_last_line(error)}): its `forward` "
             "must be made of torch's functions, and give tensors."
         ) from None
+    tiled = adapter.forward_tiled(adapter.model, image)
+    if not all(near(a[0], tiled[name]) for name, a in zip(adapter.outputs, wanted, strict=True)):
+        raise ModelError(
+            f"{type(adapter).__name__}.forward_tiled gives other outputs than one pass of "
+            "`forward` over the image, which is all that a package has."
+        )
     least = _least(heads, adapter, image)
-    for rows, columns in _GROWTH if adapter.fixed_size is None else _GROWTH[:1]:
-        some = _repeated(image, (least[0] * rows, least[1] * columns))
-        batch = torch.stack([some, some.flip(-1)])
+    sizes = [least]
+    if adapter.fixed_size is None:
+        (height, width), (rows, columns) = image.shape[1:], adapter.multiples
+        sizes.append((height + rows, width + 2 * columns))
+    for size in sizes:
+        some = _repeated(image, size)
+        batch = torch.stack([some, 2 * some.flip(-1)])
         try:
             same = all(map(near, _as_tuple(traced(batch)), _as_tuple(heads(batch))))
         except RuntimeError:  # a size that became a constant
             same = False
         if not same:
             raise ModelError(
-                f"the network in TorchScript is another one for images of {list(some.shape[1:])} "
-                f"than for {list(image.shape[1:])}, since its `forward` computes with sizes: give "
-                "fixed_size, if it takes images of one size, or say it in torch's functions."
+                f"the network in TorchScript gives other outputs for images of {list(some.shape)}: "
+                "its `forward` computes with numbers that it takes from the image or its size, "
+                "which tracing makes constants. Say that in torch's functions; give fixed_size, if "
+                "it takes images of one size."
             )
     return traced, least
 
