@@ -97,7 +97,7 @@ def export_bioimageio(
     prepared = prepare(plain, image, "the test image")
     traced, least = trace(plain, prepared)
     raw = raw_outputs(plain, plain.model, prepared)
-    with tempfile.TemporaryDirectory(prefix="selfadapt-") as made:
+    with tempfile.TemporaryDirectory(prefix="selfadapt-", ignore_cleanup_errors=True) as made:
         folder = Path(made)
         save_traced(traced, folder / TORCHSCRIPT)
         np.save(folder / f"{IMAGE}.npy", image[None])

@@ -81,8 +81,8 @@ def notes(adapter: Adapter) -> tuple[str, ...]:
     if how.scale != 1:
         told.append(
             f"Rescale images by {how.scale:.4g} first (bilinear, low-passed where they get "
-            "smaller), and what is found back: selfadapt normalises before it rescales, so that "
-            "its results may differ a little."
+            "smaller), and what comes out back again. selfadapt normalises before it rescales, so "
+            "its results differ a little."
         )
     if how.tta:
         told.append("selfadapt takes the mean over flips and turns; the package goes without.")

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,7 @@ def trace(adapter: Adapter, image: Tensor) -> tuple[torch.jit.ScriptModule, Grid
         ModelError: it cannot be traced, or what was traced is another network at other sizes.
     """
     heads = _Heads(adapter).eval()
-    try:
-        wanted = _as_tuple(heads(image[None]))
-    except Exception as error:
-        raise ModelError(
-            f"the network cannot be run on an image of {list(image.shape)} ({_last_line(error)}): "
-            "channels, size_multiple and fixed_size say what it takes."
-        ) from None
+    wanted = _run(heads, image)
     try:
         with torchscript_quiet():
             traced = torch.jit.trace(heads, image[None], check_trace=False)
@@ -74,8 +68,9 @@ def trace(adapter: Adapter, image: Tensor) -> tuple[torch.jit.ScriptModule, Grid
     for size in sizes:
         some = _repeated(image, size)
         batch = torch.stack([some, 2 * some.flip(-1)])
+        wanted = tuple(map(torch.cat, zip(*(_run(heads, each) for each in batch), strict=True)))
         try:
-            same = all(map(near, _as_tuple(traced(batch)), _as_tuple(heads(batch))))
+            same = all(map(near, _as_tuple(traced(batch)), wanted))
         except RuntimeError:  # a size that became a constant
             same = False
         if not same:
@@ -86,6 +81,16 @@ def trace(adapter: Adapter, image: Tensor) -> tuple[torch.jit.ScriptModule, Grid
                 "it takes images of one size."
             )
     return traced, least
+
+
+def _run(heads: nn.Module, image: Tensor) -> tuple[Tensor, ...]:
+    try:
+        return _as_tuple(heads(image[None]))
+    except Exception as error:  # of the network's own code, or of torch within it
+        raise ModelError(
+            f"the network cannot be run on an image of {list(image.shape)} ({_last_line(error)}): "
+            "channels, size_multiple and fixed_size say what it takes."
+        ) from None
 
 
 def near(one: Tensor, other: Tensor) -> bool:
@@ -102,12 +107,10 @@ def _least(heads: nn.Module, adapter: Adapter, image: Tensor) -> Grid:
     rows, columns = adapter.multiples
     sides = [2**k for k in range(16) if 2**k <= max(adapter.tile // max(rows, columns), 1)]
     for k in sides:
-        try:
-            outputs = _as_tuple(heads(_repeated(image, (rows * k, columns * k))[None]))
-        except Exception:  # every network has its own kind of error for this
-            continue
-        if all(bool(output.isfinite().all()) for output in outputs):
-            return rows * k, columns * k
+        with suppress(ModelError):
+            outputs = _run(heads, _repeated(image, (rows * k, columns * k)))
+            if all(bool(output.isfinite().all()) for output in outputs):
+                return rows * k, columns * k
     raise ModelError(
         f"the network takes no image of up to {adapter.tile} pixels: channels, size_multiple and "
         "fixed_size say what it takes."

@@ -258,6 +258,31 @@ def test_a_network_of_one_size_says_so(tmp_path):
     assert_equal_outputs(path, adapter, NUCLEI[None, 90:154, 90:154])
 
 
+def test_the_least_size_is_one_that_the_network_takes(tmp_path):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.ReflectionPad2d(8), nn.Conv2d(1, 1, 17))  # no side of 8 or less
+    adapter = SmpAdapter(network, "foreground", embedding="1", size_multiple=4)
+    path = tmp_path / "package.zip"
+    export_bioimageio(adapter, [PIECE[:50, :70]], path)
+    sizes = [axis["size"] for axis in told_by(path)["inputs"][0]["axes"][2:]]
+    assert sizes == [{"min": 16, "step": 4}] * 2
+
+
+class OwnUnet(smp.Unet):
+    """Of which SMP knows nothing."""
+
+
+def test_a_network_that_smp_cannot_build_again_has_no_source():
+    adapter = SmpAdapter(unet(), "foreground")
+    source = adapter.source()
+    assert source.kwargs["architecture"] == "Unet"
+    assert {f"network.{name}" for name in adapter.model.state_dict()} == source.state.keys()
+    assert "selfadapt" not in source.file.read_text()
+    own = OwnUnet("tu-test_efficientnet", encoder_weights=None, in_channels=1)
+    assert SmpAdapter(own, "foreground").source() is None
+    assert small("foreground").source() is None
+
+
 def test_what_the_format_cannot_say_is_said_in_notes_and_documentation(tmp_path):
     adapter = small("foreground", scale=0.5, gray=True, invert=True)
     adapter.input = replace(adapter.input, channels=(2, 0, 1), tta=True)
