@@ -1,4 +1,4 @@
-"""The shell: selfadapt demo | adapt | segment | evaluate | check | calibrate | report | ..."""
+"""The shell: selfadapt demo | adapt | segment | evaluate | check | calibrate | export | ..."""
 
 import io
 import json
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from selfadapt._adapt import adapt
 from selfadapt._adapter import Adapter
+from selfadapt._bioimageio import check_package, export_bioimageio
 from selfadapt._block_job import pixels_checksum
 from selfadapt._calibrate import search
 from selfadapt._check import estimate_quality
@@ -435,6 +436,33 @@ def _select(words: Sequence[str]) -> None:
         print(f"Use it:  {usage}")
 
 
+def _export(words: Sequence[str]) -> None:
+    """Write a model as a bioimage.io package."""
+    parser, kind = model_parser("export", _export.__doc__, words)
+    add = parser.add_argument
+    add("--out", type=str, required=True, help="ZIP file to write")
+    add("--name", type=str | None, help="of the package (default: that of --out)")
+    add("--authors", type=str | None, help='of the package: "First Author, Second Author"')
+    add("--license", type=str | None, help="SPDX identifier of its licence, such as CC-BY-4.0")
+    options = parser.parse_args(words)
+    _check_file("--out", options.out)
+    check_package(Path(options.out))
+    sources = open_images(options.images, channel_axis=options.channel_axis)
+    adapter, _ = _ready(kind, options, sources)
+    notes = export_bioimageio(
+        adapter,
+        sources,
+        options.out,
+        name=options.name,
+        authors=options.authors.split(",") if options.authors else (),
+        license=options.license,
+        run=options.model if (Path(options.model) / ORIGIN).exists() else None,
+    )
+    print(f"Package: {options.out}, tested by bioimageio.core {version('bioimageio.core')}")
+    for note in notes:
+        print(f"Note:    {note}")
+
+
 def _report(words: Sequence[str]) -> None:
     """Draw the report of a RUN folder."""
     run = make_parser("report", _report.__doc__, run="RUN folder").parse_args(words).run
@@ -456,6 +484,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], bool | None]] = {
     "check": _check,
     "calibrate": _calibrate,
     "select": _select,
+    "export": _export,
     "report": _report,
     "adapters": _adapters,
 }

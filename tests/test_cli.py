@@ -179,7 +179,7 @@ def test_adapters_lists_what_is_installed(capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "adapt", "segment", "evaluate", "select", "report", "adapters"]
+    "command", ["demo", "adapt", "segment", "evaluate", "select", "export", "report", "adapters"]
 )
 def test_each_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
