@@ -78,6 +78,7 @@ def _call(
     data = directory.read_json("data.json")
     usual = Config().to_dict()
     changed = [f"{k}={v!r}" for k, v in config.items() if k not in usual or usual[k] != v]
+    options = ", ".join(f"{name} = {value}" for name, value in data["options"].items())
     stop = str(data["stop"])
     monitors = [name for name in ("EmbeddingDrift", "FalseNegativeRate") if f"{name}(" in stop]
     if not monitors and stop not in ("'auto'", "None"):
@@ -86,7 +87,7 @@ def _call(
     return [
         f"from selfadapt import {', '.join(names)}",
         "",
-        f"# adapter: {', '.join(f'{k} = {v}' for k, v in data['options'].items())}",
+        *([f"# adapter: {options}"] if options else []),
         "result = adapt(",
         "    adapter,",
         f"    images,  # {len(data['images'])}, and {len(data['held_out'])} held out",

@@ -47,9 +47,10 @@ def draw_curves(history: Sequence[Row], kept: str, chosen: float, own: Mapping[s
             ]
             ours = any(row["candidate"] == way for row in history)
             if ours and points and not all(math.isnan(y) for _, y in points):
+                dense = name in ("loss", "kept") and len(points) > 1
                 axis.plot(*zip(*points, strict=True), color=colour, markersize=3,
                           linewidth=2.4 if kept.startswith(way) else 1.2,
-                          marker="o" if name not in ("loss", "kept") else None)  # fmt: skip
+                          marker=None if dense else "o")  # fmt: skip
                 last.append(f"{way} {points[-1][1]:.3g}")
         words = f"{title}: at the end {', '.join(last)}"
         if not last:
