@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,9 @@ def model_parser(
         add("--channel_axis", type=int | None, help="where the channels are, if files do not say")
     if command != "adapt":  # there it is a setting
         add("--device", type=str, default="auto", help='a torch device; "auto": CUDA if available')
+    if command in ("segment", "evaluate", "check"):
+        told = "mean over flips and turns, in up to eight times the time (default: as RUN has kept)"
+        add("--tta", type=bool | None, help=told)
     kind, given = _named_adapter(words)
     if kind is None:
         if not {"-h", "--help"} & set(words):
@@ -176,6 +180,8 @@ def open_model(kind: type[Adapter], options: Namespace) -> tuple[Adapter, dict[s
         at = int(options.snapshot) if options.snapshot.isdecimal() else options.snapshot
         network = directory.load_network(at, adapter.model, torch.device("cpu"))
         adapter = adapter.with_model(network.eval())
+    if options.get("tta") is not None:
+        adapter = adapter.with_input(replace(adapter.input, tta=options.tta))
     adapter.model.to(pick_device(options.device))
     name = origin["adapter"] if origin else options.adapter
     return adapter, {"adapter": name, "options": chosen}

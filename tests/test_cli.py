@@ -1,5 +1,6 @@
 """The shell as a user meets it: results, files, and one line for each mistake."""
 
+import dataclasses
 import html
 import json
 import os
@@ -19,7 +20,7 @@ import tifffile
 from helpers import discs, equal_states
 from safetensors.torch import load_file
 
-from selfadapt import match
+from selfadapt import Input, match
 from selfadapt._cli import main
 from selfadapt._demo import run_demo
 from selfadapt._labels import FORMATS, read_note
@@ -91,6 +92,21 @@ def test_segment_and_evaluate_agree_on_a_run(run, folder, tmp_path, capsys):
     assert list(report["ap"]) == [str(round(0.5 + 0.05 * k, 2)) for k in range(10)]
     assert report["ap"]["0.5"] == report["ap50"]
     assert (report["images"], report["instances"]) == (4, pooled.tp + pooled.fn)
+
+
+def test_tta_is_a_flag_of_what_segments(run, folder, tmp_path, capsys):
+    images, found = str(folder / "images"), {}
+    for said in ("true", "false"):
+        out = tmp_path / said
+        words = ["--model", str(run), "--images", images, "--out", str(out), "--tta", said]
+        assert main(["segment", *words]) == 0
+        found[said] = tifffile.imread(out / "cell_0.tif")
+    adapter = SmpAdapter.from_pretrained(str(run / "model"))
+    saved = Input.from_dict(json.loads((run / "input.json").read_text()))
+    adapter = adapter.with_input(dataclasses.replace(saved, tta=True))
+    image = iio.imread(next((folder / "images").glob("cell_0*")))
+    np.testing.assert_array_equal(found["true"], adapter.segment(image))
+    assert (found["true"] != found["false"]).any()
 
 
 def test_options_of_the_adapter_are_flags(folder, capsys):
