@@ -87,10 +87,10 @@ def add_line(path: Path, facts: Mapping[str, Any]) -> None:
         print(json.dumps(facts), file=file)
 
 
-def fill(docs: Path | None, tables: Mapping[str, str]) -> None:
-    """Write tables into the evidence, if a folder is given."""
+def fill(docs: Path | None, tables: Mapping[str, str], name: str = "evidence.md") -> None:
+    """Write tables into a page of the docs, if their folder is given."""
     if docs:
-        page = docs / "evidence.md"
+        page = docs / name
         page.write_text(filled(page.read_text(), tables))
 
 

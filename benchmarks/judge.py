@@ -12,9 +12,9 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 from common import fill, table
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
+from settings import LOOKED_AT
 
 from selfadapt import Look, Matches, Thresholds
 from selfadapt._quality import signals
@@ -250,14 +251,22 @@ def anchor_table(settings: Sequence[Setting], path: Path) -> str:
     return table(["estimate", "settings", "rank correlation", "ours on these"], rows)
 
 
+def asked_elsewhere(these: Sequence[Change]) -> dict[str, Thresholds]:
+    """For each domain the thresholds that all others choose."""
+    accepted = cache(Change.accepted)
+    domains = sorted({c.setting.domain for c in these})
+    return {
+        domain: choose([c for c in these if c.setting.domain != domain], accepted)
+        for domain in domains
+    }
+
+
 def decision_table(settings: Sequence[Setting]) -> str:
     these = changes(settings)
-    accepted = cache(Change.accepted)
+    accepted = Change.accepted
     rows, taken = [], dict[str, bool]()
-    for domain in sorted({c.setting.domain for c in these}):
-        others = [c for c in these if c.setting.domain != domain]
+    for domain, asked in asked_elsewhere(these).items():
         here = [c for c in these if c.setting.domain == domain]
-        asked = choose(others, accepted)
         kept = [accepted(c, asked) for c in here]
         taken |= {c.setting.name: each for c, each in zip(here, kept, strict=True)}
         told = f"{asked.risk}, {asked.missed}, {asked.ratio}"
@@ -271,6 +280,35 @@ def decision_table(settings: Sequence[Setting]) -> str:
         "helpful accepted", "gain kept",
     ]  # fmt: skip
     return table(head, rows)
+
+
+def few_windows(settings: Sequence[Setting]) -> str:
+    """What the judge keeps where it has fewer windows to look at, each domain without itself.
+
+    All choices of some of the windows of a setting; the size of instances stays that of all.
+    """
+    these = changes(settings)
+    asked = asked_elsewhere(these)
+    rows = []
+    for number in range(1, LOOKED_AT + 1):
+        seen = [_seen(c, of) for c in these for of in combinations(range(LOOKED_AT), number)]
+        kept = [c.accepted(asked[c.setting.domain]) for c in seen]
+        cells = score(seen, kept).cells()
+        rows.append([str(number), *cells[:3]])
+    return table(["windows", "harmful accepted", "worst accepted", "helpful accepted"], rows)
+
+
+def _seen(change: Change, windows: Sequence[int]) -> Change:
+    """The same, looked at in some windows only."""
+
+    def only(setting: Setting) -> Setting:
+        look = setting.look
+        parts = np.arange(len(look.count)).reshape(LOOKED_AT, -1)[list(windows)].ravel()
+        counts = {name: getattr(look, name)[:, parts] for name in ("turned", "scaled", "faded")}
+        counts |= {name: getattr(look, name)[parts] for name in ("first", "count")}
+        return replace(setting, look=replace(look, **counts))
+
+    return Change(only(change.setting), only(change.first))
 
 
 def trade_off(settings: Sequence[Setting]) -> str:
@@ -297,6 +335,7 @@ def main() -> None:
         "judge-estimate": estimate_table(settings),
         "judge-decision": decision_table(settings),
         "judge-trade-off": trade_off(settings),
+        "judge-few-windows": few_windows(settings),
     }
     if args.anchors:
         tables["judge-anchors"] = anchor_table(settings, args.anchors)

@@ -4,6 +4,7 @@ from selfadapt._adapt import AdaptationResult as AdaptationResult
 from selfadapt._adapt import adapt as adapt
 from selfadapt._adapter import Adapter as Adapter
 from selfadapt._batch_norm import adabn as adabn
+from selfadapt._bioimageio import export_bioimageio as export_bioimageio
 from selfadapt._calibrate import calibrate as calibrate
 from selfadapt._check import estimate_quality as estimate_quality
 from selfadapt._config import Config as Config
@@ -42,6 +43,7 @@ from selfadapt._matching import match as match
 from selfadapt._monitors import EmbeddingDrift as EmbeddingDrift
 from selfadapt._monitors import FalseNegativeRate as FalseNegativeRate
 from selfadapt._monitors import Monitor as Monitor
+from selfadapt._network import NetworkSource as NetworkSource
 from selfadapt._normalize import as_channels_first as as_channels_first
 from selfadapt._normalize import in_single as in_single
 from selfadapt._normalize import is_constant as is_constant

@@ -18,6 +18,7 @@ from selfadapt._config import Config
 from selfadapt._crops import Crops, evenly, exchange, hold_out
 from selfadapt._errors import ConfigError, refuse_damage
 from selfadapt._events import Callback, Event, Teller
+from selfadapt._fates import Fate, fates, summed
 from selfadapt._images import open_windows
 from selfadapt._judge import Judge
 from selfadapt._lazy import LazyImage
@@ -213,9 +214,8 @@ def adapt(
                 networks["rejected"] = _with_snapshot(
                     adapter, directory, ending.rejected.snapshot, run.device
                 )
-            shown = ranks.first(lambda: _export(adapted, networks, judge, directory))
-            thresholds = {stop.name: stop.threshold} if isinstance(stop, Monitor) else {}
-            told = {"thresholds": thresholds, "examples": shown}
+            told = ranks.first(lambda: _export(adapted, networks, judge, directory))
+            told["thresholds"] = {stop.name: stop.threshold} if isinstance(stop, Monitor) else {}
             directory.write_json(INPUT, adapted.input.to_dict())
             directory.write_json("result.json", ending.to_dict() | told)
         ranks.wait()  # the first one may let go of a temporary folder that others still read
@@ -277,23 +277,48 @@ def _with_snapshot(
 
 def _export(
     result: Adapter, networks: Mapping[str, Adapter], judge: Judge, directory: RunDirectory
-) -> list[str]:
-    """Write the model in its native format, and examples, whose names are returned.
+) -> dict[str, Any]:
+    """Write the model in its native format, and the examples that changed most.
 
     Args:
         result: what is kept.
         networks: of which the examples show the instances, by the end of the files' names.
+
+    Returns:
+        For `result.json`: names of the examples, and what became of the instances of all windows.
     """
     with directory.replacing("model") as partial:
         result.save(partial)
+    examples = judge.examples
+    found = [
+        {
+            when: predict(adapter, adapter.model, pixels, size).instances
+            for when, adapter in networks.items()
+        }
+        for _, pixels, size in examples
+    ]
+    second = "rejected" if "rejected" in networks else "after"
+    told = [
+        fates(before, now).counts
+        for before, now in ((each["before"], each[second]) for each in found)
+        if before is not None and now is not None
+    ]
+    order = list(range(len(examples)))
+    if told:
+        order.sort(key=lambda k: -_changed(told[k]))
     with directory.replacing("examples") as partial:
         partial.mkdir()
-        examples = judge.examples[:EXAMPLES]
-        for index, (_, pixels, size) in enumerate(examples):
+        for index, k in enumerate(order[:EXAMPLES]):
             axes = {"axes": "CYX"}
-            tifffile.imwrite(partial / f"{index}-image.tif", pixels.numpy(), metadata=axes)
-            for when, adapter in networks.items():
-                instances = predict(adapter, adapter.model, pixels, size).instances
+            tifffile.imwrite(partial / f"{index}-image.tif", examples[k][1].numpy(), metadata=axes)
+            for when, instances in found[k].items():
                 if instances is not None:
                     tifffile.imwrite(partial / f"{index}-{when}.tif", instances)
-    return [name for name, _, _ in examples]
+    names = [examples[k][0] for k in order[:EXAMPLES]]
+    changes = {str(fate): count for fate, count in summed(told).items()} | {"windows": len(told)}
+    return {"examples": names, "changes": changes if told else None}
+
+
+def _changed(counts: dict[Fate, int]) -> float:
+    """Share of instances that are not the same."""
+    return (sum(counts.values()) - counts["same"]) / max(sum(counts.values()), 1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from selfadapt._errors import ConfigError, ImageError, ModelError, OutputError
 from selfadapt._input import Input, prepare, refuse_not_finite
 from selfadapt._lazy import LazyImage
-from selfadapt._network import check_network
+from selfadapt._network import NetworkSource, check_network
 from selfadapt._normalize import (
     Image,
     as_channels_first,
@@ -209,6 +209,13 @@ class Adapter(ABC):
         """Write the model as its family's tools load it. Default: a plain state dict."""
         plain = getattr(self.model, "_orig_mod", self.model)  # of a compiled one
         torch.save(plain.state_dict(), path)
+
+    def source(self) -> NetworkSource | None:
+        """Python that builds the network without selfadapt; None where there is none.
+
+        `export_bioimageio` adds it, and the weights, to the TorchScript of a package.
+        """
+        return None
 
     def options(self) -> dict[str, str]:
         """The adapter's own settings, for the folder of a run: with others it is not resumed.

@@ -1,10 +1,10 @@
-"""The shell: selfadapt demo | adapt | segment | evaluate | check | calibrate | report | ..."""
+"""The shell: selfadapt demo | adapt | segment | evaluate | check | calibrate | export | ..."""
 
-import argparse
 import io
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,12 +21,13 @@ from tqdm import tqdm
 
 from selfadapt._adapt import adapt
 from selfadapt._adapter import Adapter
+from selfadapt._bioimageio import check_package, export_bioimageio
 from selfadapt._block_job import pixels_checksum
 from selfadapt._calibrate import search
 from selfadapt._check import estimate_quality
 from selfadapt._config import Config
 from selfadapt._demo import run_demo
-from selfadapt._disk import write_file
+from selfadapt._disk import appearing, write_file
 from selfadapt._errors import ConfigError, ImageError, OutputError, SelfAdaptError
 from selfadapt._events import Teller
 from selfadapt._images import open_images
@@ -41,7 +42,7 @@ from selfadapt._normalize import Image, checksum
 from selfadapt._options import make_parser, model_parser, open_model, option_names
 from selfadapt._registry import adapters
 from selfadapt._report import write_report
-from selfadapt._rundir import ORIGIN, REPEATS, RunDirectory
+from selfadapt._rundir import COMMAND, ORIGIN, REPEATS, RunDirectory
 from selfadapt._scores import IOUS, Row, summarise, to_csv
 
 NOT_TRUSTED = 3
@@ -74,8 +75,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except OSError as error:
         return _fail(f"{error.filename or ''}: {error.strerror or error}".lstrip(": "))
-    except argparse.ArgumentError as error:
-        return _fail(f"{error} (see: selfadapt {name} --help)")
     except KeyboardInterrupt:
         return _fail("interrupted; `adapt` and `segment` go on with --resume.", 130)
     # torchrun takes any other code than 0 for a crash
@@ -147,7 +146,8 @@ def _adapt(words: Sequence[str]) -> bool:
     adapter, origin = open_model(kind, options)
     repeat = options.clone()
     repeat.pop("resume")  # the file starts a run of its own
-    notes = {ORIGIN: json.dumps(origin, indent=2), REPEATS: parser.dump(repeat)}
+    began = shlex.join(["selfadapt", "adapt", *(word for word in words if word != "--resume")])
+    notes = {ORIGIN: json.dumps(origin, indent=2), REPEATS: parser.dump(repeat), COMMAND: began}
     directory = RunDirectory(options.out, notes)
     result = adapt(
         adapter,
@@ -419,6 +419,50 @@ def _check_file(flag: str, path: str | None) -> None:
         raise ConfigError(f"there is no folder for {flag} {path!r}.")
 
 
+def _select(words: Sequence[str]) -> None:
+    """Save another snapshot of a RUN folder as a model of its own."""
+    parser, kind = model_parser("select", _select.__doc__, words)
+    parser.add_argument("--out", type=str, required=True, help="model to write, as its family does")
+    options = parser.parse_args(words)
+    _refuse_empty(options.out)
+    target = Path(options.out)
+    if target.exists():
+        raise ConfigError(f"{options.out!r} exists already: give another --out.")
+    adapter, _ = open_model(kind, options)
+    with appearing(target) as partial:
+        adapter.save(partial)
+    print(f"Model:   {target}")
+    if usage := adapter.usage(target):
+        print(f"Use it:  {usage}")
+
+
+def _export(words: Sequence[str]) -> None:
+    """Write a model as a bioimage.io package."""
+    parser, kind = model_parser("export", _export.__doc__, words)
+    add = parser.add_argument
+    add("--out", type=str, required=True, help="ZIP file to write")
+    add("--name", type=str | None, help="of the package (default: that of --out)")
+    add("--authors", type=str | None, help='of the package: "First Author, Second Author"')
+    add("--license", type=str | None, help="SPDX identifier of its licence, such as CC-BY-4.0")
+    options = parser.parse_args(words)
+    _check_file("--out", options.out)
+    check_package(Path(options.out))
+    sources = open_images(options.images, channel_axis=options.channel_axis)
+    adapter, _ = _ready(kind, options, sources)
+    notes = export_bioimageio(
+        adapter,
+        sources,
+        options.out,
+        name=options.name,
+        authors=options.authors.split(",") if options.authors else (),
+        license=options.license,
+        run=options.model if (Path(options.model) / ORIGIN).exists() else None,
+    )
+    print(f"Package: {options.out}, tested by bioimageio.core {version('bioimageio.core')}")
+    for note in notes:
+        print(f"Note:    {note}")
+
+
 def _report(words: Sequence[str]) -> None:
     """Draw the report of a RUN folder."""
     run = make_parser("report", _report.__doc__, run="RUN folder").parse_args(words).run
@@ -439,6 +483,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], bool | None]] = {
     "evaluate": _evaluate,
     "check": _check,
     "calibrate": _calibrate,
+    "select": _select,
+    "export": _export,
     "report": _report,
     "adapters": _adapters,
 }

@@ -77,11 +77,11 @@ def match(
     >>> match([[1, 1, 0, 2]], [[5, 5, 0, 0]])
     [Matches(tp=1, fp=0, fn=1)]
     """
-    overlaps = _overlaps(reference, predicted)
+    both = overlaps(reference, predicted)
     matches = []
     for threshold in ious:
-        tp = len(overlaps.pairs(threshold)[0])
-        matches.append(Matches(tp, overlaps.columns - tp, overlaps.rows - tp))
+        tp = len(both.pairs(threshold)[0])
+        matches.append(Matches(tp, both.columns - tp, both.rows - tp))
     return matches
 
 
@@ -93,9 +93,9 @@ def matched(
     >>> [each.tolist() for each in matched([[1, 1, 0, 2]], [[5, 5, 0, 0]])]
     [[True, False], [True]]
     """
-    overlaps = _overlaps(reference, predicted)
-    rows, columns = overlaps.pairs(iou)
-    found, valid = np.zeros(overlaps.rows, bool), np.zeros(overlaps.columns, bool)
+    both = overlaps(reference, predicted)
+    rows, columns = both.pairs(iou)
+    found, valid = np.zeros(both.rows, bool), np.zeros(both.columns, bool)
     found[rows], valid[columns] = True, True
     return found, valid
 
@@ -129,12 +129,14 @@ def _labels(array: ArrayLike) -> NDArray[Any]:
 
 
 @dataclass(frozen=True)
-class _Overlaps:
-    """The IoU of every two instances that touch, as a sparse matrix."""
+class Overlaps:
+    """Every two instances that touch, as sparse matrices: IoU, and which share of each it is."""
 
     row: NDArray[np.intp]
     column: NDArray[np.intp]
     iou: NDArray[np.float64]
+    of_row: NDArray[np.float64]
+    of_column: NDArray[np.float64]
     rows: int
     columns: int
 
@@ -178,7 +180,8 @@ def _best(
     return chosen
 
 
-def _overlaps(reference: ArrayLike, predicted: ArrayLike) -> _Overlaps:
+def overlaps(reference: ArrayLike, predicted: ArrayLike) -> Overlaps:
+    """Where the instances of two label images overlap; rows are `reference`'s, in their order."""
     first, other = _labels(reference), _labels(predicted)
     if first.shape != other.shape:
         raise ImageError(
@@ -188,13 +191,13 @@ def _overlaps(reference: ArrayLike, predicted: ArrayLike) -> _Overlaps:
     (first, rows), (other, columns) = ranked(first), ranked(other)
     codes, overlap = _counted(first.ravel() * (columns + 1) + other.ravel())
     row, column = codes // (columns + 1), codes % (columns + 1)
-    areas = [
-        np.bincount(labels.ravel(), minlength=count + 1)
-        for labels, count in ((first, rows), (other, columns))
-    ]
-    iou = overlap / (areas[0][row] + areas[1][column] - overlap)
     both = (row > 0) & (column > 0)  # row and column 0 are background
-    return _Overlaps(row[both] - 1, column[both] - 1, iou[both], rows, columns)
+    row, column, overlap = row[both], column[both], overlap[both]
+    area_of_row = np.bincount(first.ravel(), minlength=rows + 1)[row]
+    area_of_column = np.bincount(other.ravel(), minlength=columns + 1)[column]
+    iou = overlap / (area_of_row + area_of_column - overlap)
+    shares = overlap / area_of_row, overlap / area_of_column
+    return Overlaps(row - 1, column - 1, iou, *shares, rows, columns)
 
 
 def _counted(codes: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -3,9 +3,11 @@
 import copy
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,26 @@ _NORMS = (
     nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm
 )  # fmt: skip
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+@dataclass(frozen=True)
+class NetworkSource:
+    """Python that builds a network without selfadapt, for who opens a package of it.
+
+    Args:
+        file: a module, which is copied into the package.
+        name: its class or function that gives the `nn.Module`, from `[B, C, H, W]` to the heads in
+            their order: a tuple, or a tensor where there is one.
+        kwargs: what it is called with; what JSON can hold.
+        state: the weights, by the names of that module.
+        needs: what pip must install for it, beside torch.
+    """
+
+    file: Path
+    name: str
+    kwargs: Mapping[str, Any]
+    state: Mapping[str, Tensor]
+    needs: tuple[str, ...] = ()
 
 
 def copy_network(network: Network, device: torch.device, *, frozen: bool = False) -> Network:

@@ -2,19 +2,23 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from selfadapt._adapter import Adapter
 from selfadapt._calibrate import go_on
 from selfadapt._errors import CheckpointError, ConfigError, first_line
 from selfadapt._network import pick_device
+from selfadapt._portfolio import TTA
 from selfadapt._registry import load_adapter
 from selfadapt._rundir import INPUT, ORIGIN, RunDirectory
+from selfadapt._wording import Parser
 
 
 def option_names(kind: type[Adapter]) -> list[str]:
@@ -34,9 +38,9 @@ def _opening(kind: type[Adapter]) -> Signature:
     return signature(kind.from_pretrained if _opens_itself(kind) else kind)
 
 
-def make_parser(command: str, doc: str | None, **positional: str) -> ArgumentParser:
+def make_parser(command: str, doc: str | None, **positional: str) -> Parser:
     """The parser of a command, with arguments that have no flag."""
-    parser = ArgumentParser(prog=f"selfadapt {command}", description=doc, exit_on_error=False)
+    parser = Parser(prog=f"selfadapt {command}", description=doc, exit_on_error=False)
     for name, text in positional.items():
         parser.add_argument(name, type=str, help=text)
     return parser
@@ -44,17 +48,22 @@ def make_parser(command: str, doc: str | None, **positional: str) -> ArgumentPar
 
 def model_parser(
     command: str, doc: str | None, words: Sequence[str]
-) -> tuple[ArgumentParser, type[Adapter]]:
+) -> tuple[Parser, type[Adapter]]:
     """A parser with --adapter, --model, --images and the adapter's own options as flags."""
     parser = make_parser(command, doc)
     add = parser.add_argument
     add("--config", action="config", help="file with any of these options")
     add("--adapter", type=str | None, help="a name that `selfadapt adapters` lists")
     add("--model", type=str, required=True, help="the family's name or file, or a RUN folder")
-    add("--images", type=str, required=True, help="folder, file or zarr")
-    add("--channel_axis", type=int | None, help="where the channels are, if files do not say it")
+    add("--snapshot", type=str | None, help="of a RUN folder, if not the one that was kept")
+    if command != "select":
+        add("--images", type=str, required=True, help="folder, file or zarr")
+        add("--channel_axis", type=int | None, help="where the channels are, if files do not say")
     if command != "adapt":  # there it is a setting
         add("--device", type=str, default="auto", help='a torch device; "auto": CUDA if available')
+    if command in ("segment", "evaluate", "check"):
+        told = "mean over flips and turns, in up to eight times the time (default: as RUN has kept)"
+        add("--tta", type=bool | None, help=told)
     kind, given = _named_adapter(words)
     if kind is None:
         if not {"-h", "--help"} & set(words):
@@ -156,8 +165,23 @@ def open_model(kind: type[Adapter], options: Namespace) -> tuple[Adapter, dict[s
         if not origin:
             raise
         raise CheckpointError(f"{ORIGIN} of {options.model!r} is damaged: {error}") from None
+    if options.snapshot is not None and not origin:
+        raise ConfigError(
+            f"--snapshot {options.snapshot} needs --model RUN, a folder that `adapt` has written."
+        )
     if (directory.path / INPUT).exists():
-        adapter = go_on(adapter, directory.read_json(INPUT))
+        saved = directory.read_json(INPUT)
+        if options.snapshot is not None:
+            kept = directory.read_json("result.json").get("candidate")
+            if str(kept).endswith(TTA):  # that was for the candidate alone
+                saved["tta"] = False
+        adapter = go_on(adapter, saved)
+    if options.snapshot is not None:
+        at = int(options.snapshot) if options.snapshot.isdecimal() else options.snapshot
+        network = directory.load_network(at, adapter.model, torch.device("cpu"))
+        adapter = adapter.with_model(network.eval())
+    if options.get("tta") is not None:
+        adapter = adapter.with_input(replace(adapter.input, tta=options.tta))
     adapter.model.to(pick_device(options.device))
     name = origin["adapter"] if origin else options.adapter
     return adapter, {"adapter": name, "options": chosen}

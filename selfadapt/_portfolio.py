@@ -146,7 +146,7 @@ class Portfolio:
             ending = self._go()
         except RunCancelledError:
             ending = self._cancelled()
-        if ending.kept.candidate == "initial":
+        if ending.kept.name == "initial":
             ending = replace(ending, rejected=self._most_promising())
         return ending
 

@@ -1,41 +1,71 @@
-"""What a run did, as one HTML page: curves, image / before / after, which snapshot and why."""
+"""What a run did, as one HTML page: verdict, before and after, what was tried, and what comes next.
+
+`_page/` holds the page, its style and its script; names and words of a run are escaped.
+"""
 
 import base64
+import hashlib
 import html
-import io
 import math
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
+from string import Template
 from typing import Any
 
-import numpy as np
-import tifffile
-import yaml
-from numpy.typing import NDArray
-from skimage.segmentation import find_boundaries
-
-from selfadapt._config import LOOPS
+from selfadapt._again import another, repeat
+from selfadapt._before_after import Example, draw_example
+from selfadapt._charts import draw_calibration, draw_curves
 from selfadapt._disk import write_file
-from selfadapt._errors import CheckpointError, ModelError, first_line, refuse_damage
-from selfadapt._matching import match
-from selfadapt._rundir import CALIBRATION, REPEATS, Row, RunDirectory
-from selfadapt._tiles import resize_labels
+from selfadapt._errors import CheckpointError, refuse_damage
+from selfadapt._fates import FATES, summed
+from selfadapt._look import Look
+from selfadapt._rundir import CALIBRATION, Row, RunDirectory
+from selfadapt._verdict import Thresholds, objection, rise
 
-_CURVES = (
-    ("loss", "loss, Eq. 1 + Eq. 2"),
-    ("kept", "share of pixels kept as reliable"),
-    ("fn_rate", "FN rate, Eq. 3"),
-    ("d_emb", "embedding drift, Eq. 4"),
-    ("agreement", "agreement of flipped and turned copies"),
-    ("stability", "stability under other scales"),
-)
-_COLOURS = dict(zip(LOOPS, ("#0b6e99", "#b8860b", "#4b8b3b", "#8b3b6e"), strict=True))
-_PAPER = {"fn_rate": 0.05, "d_emb": 0.5}
-"""The paper's thresholds, drawn for orientation where the run stopped by something else."""
+_OUTCOMES = {
+    "improved": (
+        "improved",
+        "The adapted model does better on your images than the one you gave, as far as can be told "
+        "without labels.",
+        "Compare before and after below. If you agree, use the model in the folder of the run.",
+    ),
+    "initial kept": (
+        "kept",
+        "Nothing that was tried is surely better, so the model that you gave stays as it was.",
+        "Use it as it is, with the images going in as found here. If the rejected network looks "
+        "better to you in the pictures below, you can choose it.",
+    ),
+    "not to be trusted": (
+        "untrusted",
+        "This model does not work on these images.",
+        "Do not use its results. Look at the pictures: are objects dark where the model wants "
+        "them bright, or far too large or small for it? If so, say scale and polarity and run "
+        "again; if not, take another model, or label some images and train.",
+    ),
+    "not judged better": (
+        "doubtful",
+        "The criterion that you chose has kept a later network, which the judge does not find "
+        "better than the one you gave.",
+        "Compare before and after below. If in doubt, go back to snapshot 0, the model that you "
+        "gave.",
+    ),
+}
+"""Of each outcome: its kind for the style sheet, what it means, and what to do."""
+_TABLE = {
+    "stability": "stability",
+    "agreement": "agreement",
+    "fn_rate": "FN rate",
+    "d_emb": "drift",
+    "instances": "instances / initial",
+    "size": "size / initial",
+}
 
 
 def write_report(run: str | Path | RunDirectory, scores: Sequence[str] = ()) -> Path:
     """Draw `report.html` of a run folder, one self-contained file, and return its path.
+
+    It loads nothing from elsewhere; where scripts are off it shows the same, side by side.
 
     Args:
         run: the folder that `adapt(..., output_dir=...)` has written.
@@ -56,45 +86,32 @@ def write_report(run: str | Path | RunDirectory, scores: Sequence[str] = ()) -> 
             "its report cannot be drawn again."
         )
     with refuse_damage(directory.path):
-        curves = _draw_curves(
-            history, result["candidate"], result["iteration"], result["thresholds"]
-        )
-        has_input = (directory.path / CALIBRATION).exists()
-        calibration = directory.read_json(CALIBRATION) if has_input else None
-        rejected = result.get("rejected")
-        second = "after" if rejected is None else "rejected"
-        title = "after" if rejected is None else f"rejected: {rejected}"
-        examples = [
-            _draw_example(path, name, second, title)
-            for path, name in zip(
-                sorted((directory.path / "examples").glob("*-image.tif")),
-                result["examples"],
-                strict=True,
-            )
-        ]
-        kept = result["candidate"], int(result["iteration"])
-        rows = "".join(
-            f"<tr{' class=chosen' if (row['candidate'], int(row['iteration'])) == kept else ''}>"
-            f"<td>{html.escape(row['candidate'])}</td><td>{row['iteration']:.0f}</td>"
-            + "".join(f"<td>{_figure(row.get(name))}</td>" for name in _TABLE)
-            + "</tr>"
-            for row in history
-            if "d_emb" in row
-        )
-        page = _PAGE.format(
+        kind, meaning, advice = _OUTCOMES[result["outcome"]]
+        examples = _examples(directory, result)
+        script = _part("viewer.js")
+        page = _filled(
+            "report.html",
+            style=_part("style.css"),
+            script=script,
+            script_hash=_hash(f"\n{script}"),
+            kind=kind,
             outcome=html.escape(result["outcome"].capitalize()),
-            reason=html.escape(result["reason"]),
-            quality=html.escape(_quality(result["quality"])),
-            scores="".join(f"<p class=score>{html.escape(line)}</p>" for line in scores),
-            calibration="" if calibration is None else _draw_calibration(calibration),
-            curves=curves,
-            about=_about(directory),
-            examples="".join(examples) or "<p>The adapter cannot decode instances.</p>",
-            head="".join(
-                f"<th>{html.escape(title)}</th>"
-                for title in ("candidate", "steps", *_TABLE.values())
+            meaning=meaning,
+            reason=html.escape(f"{result['reason'][:1].upper()}{result['reason'][1:]}."),
+            next=advice,
+            scores=_listed(scores),
+            facts=_facts(directory, result),
+            before_after=_before_after(examples, result),
+            calibration=_calibration(directory),
+            curves=draw_curves(
+                history, result["candidate"], result["iteration"], result["thresholds"]
             ),
-            rows=rows,
+            head=_cells("th", ["candidate", "steps", *_TABLE.values()])
+            + "<th class=words>what speaks against it</th><th class=words>snapshot</th>",
+            rows=_rows(directory, history, result),
+            another=another(directory, config, result),
+            again=repeat(directory, config),
+            about=_about(directory),
             settings=html.escape("\n".join(f"{name} = {value}" for name, value in config.items())),
         )
     target = directory.path / "report.html"
@@ -102,196 +119,151 @@ def write_report(run: str | Path | RunDirectory, scores: Sequence[str] = ()) -> 
     return target
 
 
-_TABLE = {
-    "loss": "loss",
-    "kept": "kept",
-    "fn_rate": "FN rate",
-    "d_emb": "D_emb",
-    "agreement": "agreement",
-    "stability": "stability",
-    "instances": "instances / initial",
-    "size": "size / initial",
-}
+def _part(name: str) -> str:
+    return (files("selfadapt") / "_page" / name).read_text("utf-8")
 
 
-def _quality(quality: Mapping[str, float | None]) -> str:
-    ap, low, high = (quality[name] for name in ("ap50", "low", "high"))
-    return "unknown" if ap is None else f"{ap:.2f} ({low:.2f} to {high:.2f})"
+def _filled(name: str, **parts: str) -> str:
+    """A part of the page, with HTML for its placeholders."""
+    return Template(_part(name)).substitute(parts)
 
 
-def _figure(value: float | None) -> str:
-    if value is None or math.isnan(value):
-        return "-"
-    return f"{value:.3f}"
+def _hash(script: str) -> str:
+    """By which a browser runs this script and no other."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
-def _draw_curves(history: Sequence[Row], kept: str, chosen: float, own: Mapping[str, float]) -> str:
-    """One line per loop; it begins at the initial network."""
-    figure, axes = _figure_of(len(_CURVES), (20, 2.8))
-    for axis, (name, title) in zip(axes, _CURVES, strict=True):
-        drawn = False
-        for way, colour in _COLOURS.items():
-            points = [
-                (row["iteration"], row[name])
-                for row in history
-                if name in row and row["candidate"] in ("initial", way)
-            ]
-            ours = any(row["candidate"] == way for row in history)
-            if ours and points and not all(math.isnan(y) for _, y in points):
-                drawn = True
-                axis.plot(*zip(*points, strict=True), color=colour, label=way, markersize=3,
-                          linewidth=2.2 if kept.startswith(way) else 1.2,
-                          marker="o" if name not in ("loss", "kept") else None)  # fmt: skip
-        if not drawn:
-            axis.text(0.5, 0.5, "not available", transform=axis.transAxes, ha="center")
-        elif name == "stability":
-            axis.legend(frameon=False, fontsize=8)
-        if name in _PAPER:
-            limit = own.get(name, _PAPER[name])
-            label = f"stop above {limit:g}" if name in own else f"paper's threshold {limit:g}"
-            axis.axhline(limit, color="#b03a2e", linestyle="--", linewidth=1, label=label)
-            axis.legend(frameon=False, fontsize=8)
-        if name != "loss":
-            axis.set_ylim(bottom=0, top=1 if name == "kept" else None)
-        axis.axvline(chosen, color="#555", linewidth=1)
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("iteration", fontsize=9)
-        axis.spines[["top", "right"]].set_visible(False)
-    return _embed(figure, "loss, kept share, FN rate, drift and agreement over the iterations")
+def _listed(scores: Sequence[str]) -> str:
+    lines = "".join(f"<li>{html.escape(line)}</li>" for line in scores)
+    return f'<ul class="scores">{lines}</ul>' if lines else ""
 
 
-def _draw_calibration(calibration: Mapping[str, Any]) -> str:
-    """Score over scale, a line per polarity and choice of channels; the chosen way is marked."""
-    figure, axis = _figure_of(1, (9, 3))
-    ways: dict[str, list[tuple[float, float]]] = {}
-    for trial in calibration["trials"]:
-        way = trial["input"]
-        channels = "gray, " * way["gray"]
-        if way["channels"] is not None:
-            channels = f"channel {', '.join(map(str, way['channels']))}, "
-        name = f"{channels}{'inverted' if way['invert'] else 'as it is'}"
-        ways.setdefault(name, []).append((way["scale"], trial["score"]))
-    for name, points in ways.items():
-        axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
-    chosen = calibration["chosen"]
-    axis.plot(chosen["input"]["scale"], chosen["score"], "*", color="#222", markersize=13)
-    axis.set_xscale("log", base=2)
-    axis.set_xlabel("scale: pixels of the network per pixel of the image", fontsize=9)
-    axis.set_title("how far the same things are found again", fontsize=10)
-    axis.legend(frameon=False, fontsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
-    picture = _embed(figure, "score of each scale and polarity")
-    words = html.escape(calibration["words"])
-    return f"<h2>How the images go in</h2><p>{words[:1].upper()}{words[1:]}.</p>{picture}"
+def _cells(kind: str, texts: Sequence[str]) -> str:
+    return "".join(f"<{kind}>{html.escape(text)}</{kind}>" for text in texts)
 
 
-def _about(directory: RunDirectory) -> str:
-    """Rows of a table: network, images, versions, and the command that repeats the run."""
+def _facts(directory: RunDirectory, result: Mapping[str, Any]) -> str:
     data = directory.read_json("data.json")
-    rows = {"images": f"{len(data['images'])}, and {len(data['held_out'])} held out"}
-    repeats = directory.path / REPEATS
-    if repeats.exists():  # it was made by the shell
-        try:
-            told = yaml.safe_load(repeats.read_text())
-        except yaml.YAMLError as error:
-            raise CheckpointError(f"{repeats} is damaged: {first_line(error)}") from None
-        rows["network"] = f"{told['model']}, adapter {told['adapter']}"
-        rows["images"] = f"{told['images']}: {rows['images']}"
-        rows["again"] = f"selfadapt adapt --config {repeats} --out ANOTHER_RUN"
-    rows["checksum of the network"] = data["model"]
-    rows["versions"] = ", ".join(f"{k} {v}" for k, v in data["versions"].items())
-    rows["another snapshot"] = "result.select(iteration or name) in Python, of those in snapshots/"
-    return "".join(
-        f"<tr><th>{html.escape(name)}</th><td class=words>{html.escape(str(value))}</td></tr>"
-        for name, value in rows.items()
+    ap, low, high = (result["quality"][name] for name in ("ap50", "low", "high"))
+    quality = "<strong>unknown</strong><small>the network finds nothing, or cannot say</small>"
+    if ap is not None:
+        quality = (
+            f"<strong>{ap:.2f}</strong>"
+            f'<div class="range" role="img" aria-label="{low:.2f} to {high:.2f}">'
+            f'<i style="left:{low:.0%};right:{1 - high:.0%}"></i><b style="left:{ap:.0%}"></b>'
+            "</div>"
+            f"<small>{low:.2f} to {high:.2f} in nine of ten cases, estimated without labels</small>"
+        )
+    steps = int(result["iteration"])
+    facts = {
+        "Expected AP at an IoU of 0.5": quality,
+        "Kept": f"<strong>{html.escape(result['candidate'])}</strong>"
+        f"<small>{f'after {steps} steps' if steps else 'before the first step'}</small>",
+        "Images": f"<strong>{len(data['images'])}</strong>"
+        f"<small>and {len(data['held_out'])} held out to look at</small>",
+    }
+    return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
+
+
+def _examples(directory: RunDirectory, result: Mapping[str, Any]) -> list[Example]:
+    second, title = _compared(result)
+    images = sorted((directory.path / "examples").glob("*-image.tif"))
+    pairs = enumerate(zip(images, result["examples"], strict=True), 1)
+    drawn = [draw_example(path, name, k, second, title) for k, (path, name) in pairs]
+    return [example for example in drawn if example is not None]
+
+
+def _compared(result: Mapping[str, Any]) -> tuple[str, str]:
+    """What the pictures show beside "before": its files, and what it is called."""
+    rejected = result.get("rejected")
+    if rejected is None or result["candidate"] != "initial":
+        return "after", "After"
+    return "rejected", f"Rejected: {rejected}"
+
+
+def _before_after(examples: Sequence[Example], result: Mapping[str, Any]) -> str:
+    if not examples:
+        words = "The adapter cannot decode instances."
+        return f"<section><h2>Before and after</h2><p>{words}</p></section>"
+    counts = summed(each.counts for each in examples)
+    where = f"in the {len(examples)} windows below" if len(examples) > 1 else "in the window below"
+    if changes := result.get("changes"):  # older runs have counted nothing
+        counts = {fate: int(changes[fate]) for fate in FATES}
+        where = f"in all {int(changes['windows'])} windows of held-out images"
+        if int(changes["windows"]) > len(examples):
+            where += f"; the {len(examples)} that changed most are shown"
+    legend = "".join(
+        f'<li data-fate="{fate}"><svg viewBox="0 0 42 21" aria-hidden="true">'
+        f'<path class="fate {fate}" d="M5 10.5h32"/></svg><span><b>{counts[fate]}</b> '
+        f"{'the ' * (fate == 'same')}{fate}</span></li>"
+        for fate in FATES
+    )
+    second, title = _compared(result)
+    words = "The first network against the adapted one"
+    if second == "rejected":
+        words = "What you keep, against the most promising network that was rejected"
+    return _filled(
+        "before_after.html",
+        words=words,
+        where=where,
+        legend=legend,
+        title=html.escape(title.partition(":")[0]),
+        examples="".join(each.figure for each in examples),
     )
 
 
-def _draw_example(path: Path, name: str, second: str, second_title: str) -> str:
-    """The image, and instances before and after, or of the network that was rejected."""
-    image = tifffile.imread(path)
-    image = image[None] if image.ndim == 2 else image
-    files = [path.with_name(path.name.replace("image", which)) for which in ("before", second)]
-    if not all(file.exists() for file in files):
+def _calibration(directory: RunDirectory) -> str:
+    if not (directory.path / CALIBRATION).exists():
         return ""
-    before, after = (tifffile.imread(file) for file in files)
-    same = match(before, after, (0.5,))[0]
-    plain = _display(image)
-    panels = [plain, _outline(plain, before, (1.0, 0.35, 0.2)), _outline(plain, after, _GREEN)]
-    titles = [
-        "image",
-        f"before: {same.tp + same.fn} instances",
-        f"{second_title}: {same.tp + same.fp} ({same.tp} the same, {same.fp} new, {same.fn} gone)",
-    ]
-    figure, axes = _figure_of(3, (14, 0.4 + 4.6 * image.shape[-2] / image.shape[-1]))
-    for axis, panel, title in zip(axes, panels, titles, strict=True):
-        axis.imshow(panel, interpolation="nearest")
-        axis.set_title(title, fontsize=11)
-        axis.axis("off")
-    return f"<h3>{html.escape(name)}</h3>{_embed(figure, f'{name}: image, before, after')}"
+    calibration = directory.read_json(CALIBRATION)
+    words = html.escape(f"{calibration['words'][:1].upper()}{calibration['words'][1:]}.")
+    return _filled("calibration.html", words=words, chart=draw_calibration(calibration))
 
 
-_GREEN = (0.2, 0.9, 0.5)
+def _rows(directory: RunDirectory, history: Sequence[Row], result: Mapping[str, Any]) -> str:
+    """A row of the table for each look."""
+    looks = directory.read_json("looks.json")["looks"]
+    seen = {(each["candidate"] + "+tta" * each["tta"], each["iteration"]): each for each in looks}
+    first = Look.from_dict(looks[0]["look"])
+    kept, there = (result["candidate"], int(result["iteration"])), set(directory.snapshots())
+    rows = ""
+    for row in history:
+        if "d_emb" not in row:
+            continue
+        name, steps = row["candidate"], int(row["iteration"])
+        told = seen.get((name, steps))
+        snapshot, against = "", ""
+        if told is not None:
+            snapshot = str(told["snapshot"]) if told["snapshot"] in there else "not kept"
+            if name != "initial" and len(first.count):
+                look = Look.from_dict(told["look"])
+                against = objection(first, look, Thresholds(), len(looks) - 1) or "nothing"
+                if against == "nothing" and rise(first, look, half=1)[0] <= 0:
+                    against = "its gain is not there in the other half of the objects"
+        rows += (
+            f"<tr{' class=chosen' if (name, steps) == kept else ''}>"
+            + _cells("td", [name, str(steps), *(_figure(row.get(each)) for each in _TABLE)])
+            + f'<td class="words against">{html.escape(against)}</td>'
+            f"<td class=snapshot>{html.escape(snapshot)}</td></tr>"
+        )
+    return rows
 
 
-def _display(image: NDArray[Any]) -> NDArray[np.float64]:
-    """RGB in [0, 1] of a prepared image `[C, H, W]`."""
-    channels = image[:3] if image.shape[0] >= 3 else image[:1].repeat(3, 0)
-    low, high = np.percentile(channels, (0.5, 99.7))
-    scaled: NDArray[np.float64] = np.clip((channels - low) / max(high - low, 1e-6), 0, 1) ** 0.7
-    return scaled.transpose(1, 2, 0)
+def _figure(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
-def _outline(
-    image: NDArray[np.float64], labels: NDArray[Any], colour: tuple[float, float, float]
-) -> NDArray[np.float64]:
-    painted = image.copy()
-    labels = resize_labels(labels, (image.shape[0], image.shape[1]))
-    painted[find_boundaries(labels, mode="inner")] = colour
-    return painted
-
-
-def _embed(figure: Any, alt: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
-
-
-def _figure_of(columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    """A row of axes, without pyplot: the caller's backend and figures are left alone."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise ModelError(
-            "the report needs matplotlib, which is not installed: pip install 'selfadapt[report]'"
-        ) from None
-    figure = Figure(figsize=size, layout="constrained")
-    return figure, figure.subplots(1, columns)
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>selfadapt run</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-img {{ max-width: 100% }} h1 {{ font-size: 1.5rem }} h2 {{ font-size: 1.15rem; margin-top: 2rem }} h3 {{ font-size: 1rem; margin: 1rem 0 0 }}
-table {{ border-collapse: collapse }} td, th {{ padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #ddd }}
-.verdict {{ font-size: 1.3rem; font-weight: 600; margin: 0 }} .chosen {{ background: #e2f3ea; font-weight: 600 }} .score {{ font-size: 1.1rem; margin: .2rem 0 }} .words {{ text-align: left }}
-pre {{ background: #f5f5f5; padding: .8rem; columns: 3 }}
-</style></head><body>
-<h1>selfadapt run</h1>
-<p class=verdict>{outcome}</p>
-<p>{reason}. Expected AP at an IoU of 0.5, without labels: {quality}.</p>
-{scores}
-{calibration}
-<h2>Curves</h2>{curves}
-<p>A line per way to adapt, the less promising of which end early. The vertical line marks the weights that were kept. FN rate and embedding drift compare with the initial model, without labels; an instance that
-was wrong and is gone counts as missing, too.</p>
-<h2>Images looked at</h2>
-<p>Where the initial network is kept, the last picture shows the most promising one that was rejected. Instances are the same from an IoU of 0.5.</p>
-{examples}
-<h2>Candidates</h2><table><tr>{head}</tr>{rows}</table>
-<h2>The run</h2><table>{about}</table>
-<h2>Settings</h2><pre>{settings}</pre>
-</body></html>
-"""
+def _about(directory: RunDirectory) -> str:
+    """Rows of a table: folder, network, images, versions."""
+    data = directory.read_json("data.json")
+    rows = {
+        "folder": str(directory.path),
+        "model": str(directory.model),
+        "images": f"{len(data['images'])}, and {len(data['held_out'])} held out",
+        "checksum of the network": data["model"],
+        "versions": ", ".join(f"{k} {v}" for k, v in data["versions"].items()),
+    }
+    return "".join(
+        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>'
+        for name, value in rows.items()
+    )

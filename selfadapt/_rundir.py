@@ -36,6 +36,8 @@ CHECKPOINTS = "checkpoints"
 INPUT = "input.json"
 ORIGIN, REPEATS = "adapter.json", "run.yaml"
 """Of the shell: adapter and options; all settings, with which `adapt --config` repeats the run."""
+COMMAND = "command.txt"
+"""Of the shell: the words with which the run was begun, not those that have resumed it."""
 LOCK = ".lock"
 """Held by the process that is at work; the system lets it go when that ends, however it ends."""
 FORMAT = 3
@@ -61,6 +63,7 @@ class RunDirectory:
     examples/        held-out images with instances before and after (TIFF)
     model            the result, in the model's native format
     result.json      where the run stopped and why
+    command.txt      of the shell: how it was started
     report.html      what `selfadapt report` draws
 
     Raises:
@@ -150,7 +153,8 @@ class RunDirectory:
         for left in (self.path / "snapshots").glob(".tmp*"):  # of a killed run, by safetensors
             left.unlink()
         for name, text in self._notes.items():
-            self._write(name, text.encode())
+            if name != COMMAND or not (self.path / name).exists():
+                self._write(name, text.encode(errors="backslashreplace"))
 
     def release(self) -> None:
         """Let others work in the folder."""

@@ -127,7 +127,7 @@ def objection(first: Look, look: Look, asked: Thresholds, candidates: int = 1) -
         NormalDist().inv_cdf(1 - asked.risk / candidates) * error,
     )
     if not gain >= needed:
-        return f"its stability rises by {gain:.3f} where {needed:.3f} is needed"
+        return f"its stability changes by {gain:+.3f}, and {needed:+.3f} is needed"
     return None
 
 

@@ -1,5 +1,6 @@
 """A small real network, its adapter, and images for the tests."""
 
+import copy
 import os
 from pathlib import Path
 
@@ -103,3 +104,12 @@ def equal_states(first, second):
 def run_adapt(adapter, tmp_path, **changes):
     options = {"config": config(), "output_dir": tmp_path, "progress": False, "stop": None}
     return adapt(adapter, IMAGES, **(options | changes))
+
+
+def run_that_improves(adapter, folder):
+    """A run of seconds with seven held-out windows, which keeps statistics of the images."""
+    shifted = adapter.with_model(copy.deepcopy(adapter.model))
+    shifted.model.stem[1].running_var *= 1e3  # statistics of quite other images
+    images = [discs(200 + k, (96, 120))[0] for k in range(12)]
+    settings = config(iterations=1, learning_rate=1e-6, validation_images=8, validation_share=0.6)
+    return adapt(shifted, images, config=settings, output_dir=folder, progress=False)

@@ -265,3 +265,43 @@ def test_options_are_chosen_on_other_pairs_or_targets(tables, tmp_path):
     ]  # fmt: skip
     assert line(table, "**largest loss**")[2::2] == ["+0.0%", "-20.0%"]
     assert "| **nothing left out: teacher, " in table
+
+
+@pytest.mark.parametrize("kind", ["flow", "rays"])
+def test_the_literal_step_that_ours_is_timed_against_ends_at_our_weights(kind):
+    from step_peers import Literal
+
+    from selfadapt import SelfAdaptation
+    from selfadapt_stardist import Architecture, StarDist2D, StardistAdapter
+
+    torch.manual_seed(0)
+    adapter = trained_adapter()
+    adapter.model.bottleneck[2].p = 0.0  # what is drawn at random differs: dropout, augmentation
+    if kind == "rays":
+        small = Architecture(n_rays=8, grid=(2, 2), unet_n_depth=2, unet_n_filter_base=8)
+        adapter = StardistAdapter(StarDist2D(small))
+    settings = config(strength=0)
+    run, literal = SelfAdaptation(adapter, settings), Literal(adapter, settings)
+    for _ in range(3):
+        images = torch.rand(2, adapter.channels or 1, 32, 32)
+        loss = float(run.step(images)["loss"])
+        assert literal(images)["loss"] == pytest.approx(loss, rel=1e-4)
+    for ours, theirs in ((run.student, literal.student), (run.teacher, literal.teacher)):
+        for name, weight in ours.named_parameters():
+            torch.testing.assert_close(weight, theirs.get_parameter(name), rtol=0, atol=2e-4)
+            assert kind == "rays" or not torch.equal(weight, adapter.model.get_parameter(name))
+
+
+def test_the_step_of_torch_em_is_one_of_its_trainer():
+    pytest.importorskip("torch_em")
+    from step_peers import TorchEm
+
+    adapter = trained_adapter()
+    step = TorchEm(adapter, config(views=2))
+    before = [weight.clone() for weight in adapter.model.parameters()]
+    for _ in range(2):
+        step(torch.rand(2, 1, 32, 32))
+    assert step.trainer.iteration == 2
+    for network in (step.trainer.model, step.trainer.teacher):
+        assert not all(map(torch.equal, network.parameters(), before))
+    assert all(map(torch.equal, adapter.model.parameters(), before))

@@ -1,7 +1,11 @@
 """The shell as a user meets it: results, files, and one line for each mistake."""
 
+import dataclasses
+import html
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,11 +17,13 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import tifffile
-from helpers import discs
+from helpers import discs, equal_states
+from safetensors.torch import load_file
 
-from selfadapt import match
+from selfadapt import Input, match
 from selfadapt._cli import main
 from selfadapt._demo import run_demo
+from selfadapt._labels import FORMATS, read_note
 from selfadapt_smp import SmpAdapter
 
 QUICK = [
@@ -88,6 +94,21 @@ def test_segment_and_evaluate_agree_on_a_run(run, folder, tmp_path, capsys):
     assert (report["images"], report["instances"]) == (4, pooled.tp + pooled.fn)
 
 
+def test_tta_is_a_flag_of_what_segments(run, folder, tmp_path, capsys):
+    images, found = str(folder / "images"), {}
+    for said in ("true", "false"):
+        out = tmp_path / said
+        words = ["--model", str(run), "--images", images, "--out", str(out), "--tta", said]
+        assert main(["segment", *words]) == 0
+        found[said] = tifffile.imread(out / "cell_0.tif")
+    adapter = SmpAdapter.from_pretrained(str(run / "model"))
+    saved = Input.from_dict(json.loads((run / "input.json").read_text()))
+    adapter = adapter.with_input(dataclasses.replace(saved, tta=True))
+    image = iio.imread(next((folder / "images").glob("cell_0*")))
+    np.testing.assert_array_equal(found["true"], adapter.segment(image))
+    assert (found["true"] != found["false"]).any()
+
+
 def test_options_of_the_adapter_are_flags(folder, capsys):
     words = ["--images", str(folder / "images"), "--masks", str(folder / "masks")]
     assert main(["evaluate", *DEMO, *words, "--min_size", "100000"]) == 0
@@ -106,8 +127,66 @@ def test_report_is_drawn_again(run, capsys):
     (run / "report.html").unlink()
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
-    assert page.count("data:image/png") == 2  # curves, one held-out image
+    assert page.count("data:image/png") == 1  # one held-out image
+    assert page.count("data:image/svg+xml") == 6  # curves
     assert "views = 2" in page
+
+
+def test_another_snapshot_segments_and_is_saved_as_a_model(run, folder, tmp_path, capsys):
+    images, image = str(folder / "images"), tifffile.imread(folder / "images" / "cell_0.tif")
+    found = {}
+    for name in ("0", "2", "4"):
+        out, model = tmp_path / f"labels-{name}", tmp_path / f"model-{name}"
+        chosen = ["--model", str(run), "--snapshot", name]
+        assert main(["segment", *chosen, "--images", images, "--out", str(out)]) == 0
+        assert main(["select", *chosen, "--out", str(model)]) == 0
+        assert str(model) in capsys.readouterr().out
+        saved = SmpAdapter.from_pretrained(str(model))
+        weights = load_file(run / "snapshots" / f"{int(name):06d}.safetensors")
+        assert equal_states(saved.model.state_dict(), weights)
+        found[name] = tifffile.imread(out / "cell_0.tif")
+        np.testing.assert_array_equal(saved.segment(image), found[name])
+    initial = SmpAdapter.from_pretrained("demo")
+    np.testing.assert_array_equal(initial.segment(image), found["0"])
+    assert not equal_states(initial.model.state_dict(), weights)
+
+
+def test_flips_and_turns_of_what_was_kept_are_not_those_of_another_snapshot(run, folder, tmp_path):
+    copy, images = tmp_path / "copy", str(folder / "images" / "cell_0.tif")
+    shutil.copytree(run, copy)
+    for name, change in {"result": {"candidate": "initial+tta"}, "input": {"tta": True}}.items():
+        file = copy / f"{name}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    means = {}
+    for name, words in {"kept": [], "other": ["--snapshot", "2"]}.items():
+        out = tmp_path / name
+        assert main(["segment", "--model", str(copy), *words, "--images", images,
+                     "--out", str(out)]) == 0  # fmt: skip
+        note = read_note(out / "cell_0.tif", FORMATS["tiff"])
+        means[name] = note["input"]["tta"]
+    assert means == {"kept": True, "other": False}
+
+
+def test_a_run_remembers_how_it_was_started_and_says_so(run, folder, tmp_path):
+    out = tmp_path / "it's a run"
+    words = [*DEMO, "--images", str(folder / "images"), "--out", str(out), *QUICK]
+    assert main(["adapt", *words]) in (0, 3)
+    began = (out / "command.txt").read_text()
+    assert shlex.split(began) == ["selfadapt", "adapt", *words]
+    assert main(["adapt", *words[:-2], "--calibrate=false", "--resume"]) in (0, 3)
+    assert (out / "command.txt").read_text() == began
+    codes = re.findall("<pre><code>(.*?)</code>", (out / "report.html").read_text(), re.S)
+    commands = [shlex.split(html.unescape(line)) for code in codes for line in code.splitlines()]
+    assert shlex.split(began) in commands
+    again = [each for each in commands if "--config" in each]
+    assert again == [["selfadapt", "adapt", "--config", str(out / "run.yaml"), "--out",
+                      f"{out}-again"]]  # fmt: skip
+    assert main(again[0][1:]) in (0, 3)
+    assert (tmp_path / "it's a run-again" / "history.csv").read_text() == (
+        out / "history.csv"
+    ).read_text()
+    select = next(each for each in commands if each[1] == "select")
+    assert main([str(tmp_path / "m") if word == "MODEL" else word for word in select[1:]]) == 0
 
 
 def test_adapters_lists_what_is_installed(capsys):
@@ -115,7 +194,9 @@ def test_adapters_lists_what_is_installed(capsys):
     assert "smp          ready" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["demo", "adapt", "segment", "evaluate", "report", "adapters"])
+@pytest.mark.parametrize(
+    "command", ["demo", "adapt", "segment", "evaluate", "select", "export", "report", "adapters"]
+)
 def test_each_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
@@ -260,6 +341,13 @@ def test_another_run_in_the_folder_is_a_mistake(run, folder, capsys):
         ),
         (["segment", *DEMO, "--images", "{images}", "--out", "{done}"], "exists already"),
         (["report", "{empty}"], "is no run"),
+        (["select", *DEMO, "--snapshot", "2", "--out", "{new}"], "--snapshot 2 needs --model RUN"),
+        (
+            ["select", "--model", "{run}", "--snapshot", "3", "--out", "{new}"],
+            "no snapshot of iter",
+        ),
+        (["select", "--model", "{run}", "--snapshot", "x", "--out", "{new}"], "no snapshot of x"),
+        (["select", "--model", "{run}", "--out", "{empty}"], "exists already"),
         (
             ["segment", "--model", "{unfinished}", "--images", "{images}", "--out", "x"],
             "not finished",
@@ -279,7 +367,7 @@ def test_another_run_in_the_folder_is_a_mistake(run, folder, capsys):
         (["report", "{unfinished}"], "is no run"),
     ],
 )
-def test_mistakes_of_the_other_commands(folder, tmp_path, capsys, words, message):
+def test_mistakes_of_the_other_commands(run, folder, tmp_path, capsys, words, message):
     places = {name: tmp_path / name for name in PLACES}
     for place in places.values():
         place.mkdir()
@@ -291,6 +379,7 @@ def test_mistakes_of_the_other_commands(folder, tmp_path, capsys, words, message
         tifffile.imwrite(places["small"] / f"cell_{k}.tif", discs(0)[1].astype(np.uint16))
     (places["unfinished"] / "adapter.json").write_text('{"adapter": "smp", "options": {}}')
     places |= {"images": folder / "images", "masks": folder / "masks"}
+    places |= {"run": run, "new": tmp_path / "new"}
     assert main([word.format(**places) for word in words]) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -472,3 +561,50 @@ def test_flags_may_have_hyphens(flag, tmp_path, capsys):
     words = ["--adapter", "smp", "--model", "demo", "--out", str(tmp_path / "a-b--c")]
     assert main(["segment", *words, "--images", str(tmp_path), flag]) == 2
     assert "channel_axis=9 is no axis" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--batch-size abc", "--batch-size 'abc' is not allowed: it takes a whole number, such as"),
+        ("--learning-rate fast", "--learning-rate 'fast' is not allowed: it takes a number,"),
+        ("--mask=maybe", "--mask 'maybe' is not allowed: it takes true or false, such as --mask t"),
+        ("--normalize percntile", "--normalize 'percntile' is not allowed: it takes percentile, s"),
+        ("--scale big", "--scale 'big' is not allowed: it takes a number or auto (see:"),
+        ("--lerning-rate 3", "knows no --lerning-rate: did you mean --learning-rate? (see:"),
+        ("--foo 3", "knows no --foo (see:"),
+        ("more", "'more' is one word too many (see:"),
+        ("--images", "--images takes a value: give one after it (see:"),
+        ("--out", "--out takes a value"),
+    ],
+)
+def test_what_is_wrong_with_a_flag_is_said_without_the_parsers_jargon(
+    words, told, capsys, tmp_path
+):
+    base = ["adapt", "--adapter", "smp", "--model", "demo", "--images", "i", "--out", str(tmp_path)]
+    assert main([*base, *words.split()]) == 2
+    line = capsys.readouterr().err
+    assert told in line
+    assert "adapt --help" in line
+    assert line.count("\n") == 1
+
+
+def test_what_is_missing_is_said_with_what_it_is(capsys):
+    assert main(["segment", "--adapter", "smp", "--model", "demo"]) == 2
+    told = capsys.readouterr().err
+    assert "--images is missing: folder, file or zarr; --out is missing: folder to write to" in told
+    assert main(["report"]) == 2
+    assert "RUN is missing: RUN folder (see: selfadapt report --help)" in capsys.readouterr().err
+    assert main(["segment", "--adapter", "smp", "--model", "demo", "--images", "i", "--out", "o",
+                 "--batch_size", "4"]) == 2  # fmt: skip
+    assert "knows no --batch-size: it is a setting of `selfadapt adapt`" in capsys.readouterr().err
+
+
+def test_a_config_file_is_told_of_in_the_same_words(capsys, tmp_path):
+    (tmp_path / "c.yaml").write_text("batch_size: abc\n")
+    words = ["--adapter", "smp", "--model", "demo", "--images", "i", "--out", "o"]
+    assert main(["adapt", *words, "--config", str(tmp_path / "c.yaml")]) == 2
+    assert "--batch-size 'abc' is not allowed: it takes a whole" in capsys.readouterr().err
+    (tmp_path / "c.yaml").write_text("bach_size: 4\n")
+    assert main(["adapt", *words, "--config", str(tmp_path / "c.yaml")]) == 2
+    assert "bach" in capsys.readouterr().err

@@ -154,7 +154,7 @@ DISC[40:80, 40:80] = 1
         ([seen_as(DISC) for _ in range(WINDOWS)], "3 objects, too few"),
         ([seen_as(without(grid(), 0.32, k)) for k in range(WINDOWS)], "misses 33% of the objects"),
         ([seen_as(grid(12, 6, 10, 2)) for _ in range(WINDOWS)], "misses 100% of the objects"),
-        ([seen_as(grid(), 0.2, k) for k in range(WINDOWS)], "stability rises by"),
+        ([seen_as(grid(), 0.2, k) for k in range(WINDOWS)], "stability changes by"),
         ([seen_as(grid(), 0.05, k, turned=0.4) for k in range(WINDOWS)], "copies agree less"),
         ([seen_as(grid(), 0.6, k) for k in range(WINDOWS)], "is below 0.6"),
     ],

@@ -64,7 +64,8 @@ def test_adapt_changes_a_copy_and_fills_the_folder(adapter, tmp_path):
         assert all(np.isfinite(row[figure]) for row in looked)
     assert looked[0]["d_emb"] == looked[0]["fn_rate"] == 0
     report = write_report(tmp_path / "run").read_text()
-    assert report.count("<img") == 3  # curves, two held-out images
+    assert report.count('<figure class="example"') == 2  # held-out images
+    assert report.count('<img class="chart"') == 6  # curves
     reference = SmallAdapter()
     reference.model.load_state_dict(torch.load(tmp_path / "run" / "model"))
     np.testing.assert_array_equal(
@@ -422,6 +423,7 @@ def test_what_was_rejected_is_shown(adapter, tmp_path):
     page = write_report(tmp_path).read_text()
     assert "The run" in page
     assert "4, and 2 held out" in page
+    assert f"Rejected: {told}" in page
     kept = run_adapt(adapter, tmp_path / "other")  # another criterion has kept a later one
     assert kept.iteration > 0
     assert not list((tmp_path / "other" / "examples").glob("*rejected*"))

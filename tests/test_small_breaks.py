@@ -57,7 +57,7 @@ def test_the_quality_of_masks_is_not_asked_for(adapter):
 def test_images_must_be_named(tmp_path, capsys):
     words = ["--adapter", "smp", "--model", "demo", "--out", str(tmp_path / "out")]
     assert main(["segment", *words]) == 2
-    assert "arguments are required: images" in capsys.readouterr().err
+    assert "--images is missing" in capsys.readouterr().err
 
 
 def test_target_statistics_are_all_of_the_images(adapter, tmp_path):

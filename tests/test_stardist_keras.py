@@ -1,6 +1,11 @@
 """Against StarDist and TensorFlow themselves, where they are installed (CI has an environment)."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
 from importlib.util import find_spec
 
 import numpy as np
@@ -182,3 +187,40 @@ def test_a_network_that_was_built_here_opens_in_stardist(tmp_path):
     image = image_for(theirs)
     outputs = predict(adapter, made, torch.from_numpy(image.transpose(2, 0, 1))).outputs
     np.testing.assert_allclose(outputs["prob"].sigmoid()[0], theirs.predict(image)[0], atol=1e-5)
+
+
+EXPORT = """
+import sys
+import torch._dynamo  # loaded after TensorFlow, the triton in it crashes
+from stardist.models import StarDist2D
+StarDist2D(None, name="model", basedir=sys.argv[1]).export_TF()
+"""
+
+
+@pytest.mark.skipif(find_spec("tf_keras") is None, reason="needs tf_keras")
+def test_stardist_exports_a_saved_folder_for_fiji_with_keras_2(trained, tmp_path):
+    import tensorflow as tf
+
+    shutil.copytree(trained, tmp_path / "model")
+    keras_2 = os.environ | {"TF_USE_LEGACY_KERAS": "1"}
+    subprocess.run([sys.executable, "-c", EXPORT, str(tmp_path)], env=keras_2, check=True)
+    with zipfile.ZipFile(tmp_path / "model" / "TF_SavedModel.zip") as packed:
+        packed.extractall(tmp_path / "opened")
+    opened = tf.saved_model.load(str(tmp_path / "opened"))
+    image = normalize(nuclei(), 1, 99.8)[:160, :192].astype(np.float32)
+    given = tf.constant(image[None, ..., None])
+    theirs = opened.signatures["serving_default"](given)["output"].numpy()[0]
+    adapter = StardistAdapter(trained)
+    ours = predict(adapter, adapter.model, torch.from_numpy(image)[None]).outputs
+    assert theirs.shape == (160, 192, 17)  # as Fiji asks for: one output, at the image's size
+    prob, dist = ours["prob"].sigmoid()[0], ours["dist"].permute(1, 2, 0)
+    np.testing.assert_allclose(theirs[::2, ::2, 0], prob, atol=1e-5)
+    np.testing.assert_allclose(theirs[::2, ::2, 1:], dist, atol=1e-4)
+
+
+def test_with_keras_3_stardist_refuses_to_export(trained):
+    """When it does no more, docs/stardist.md can do without Keras 2."""
+    from stardist.models import StarDist2D as Official
+
+    with pytest.raises(NotImplementedError, match="no longer supported with Keras 3"):
+        Official(None, name="model", basedir=str(trained.parent)).export_TF()

@@ -21,12 +21,14 @@ from selfadapt import (
     ConfigError,
     Input,
     ModelError,
+    NetworkSource,
     OutputSpec,
     SelfAdaptError,
     normalize_standard,
 )
 from selfadapt_smp._decode import Decode
 from selfadapt_smp._names import head_names, parse_heads
+from selfadapt_smp._source import source_of
 
 DEMO_MODEL = Path(__file__).with_name("demo_model")
 """Folder of the bundled network, as SMP's `save_pretrained` lays it out."""
@@ -159,6 +161,9 @@ class SmpAdapter(Adapter):
                 torch.jit.save(self.model, str(path))
         else:
             torch.save(self.model.state_dict(), path)
+
+    def source(self) -> NetworkSource | None:
+        return source_of(self.model, [head.channels for head in self.outputs.values()])
 
     def _options(self) -> dict[str, Any]:
         """What `from_pretrained` must know to open the saved folder alike."""

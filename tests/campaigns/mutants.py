@@ -31,7 +31,15 @@ HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 MUTANTS, RESULTS = HERE / "mutants.json", HERE / "mutants_results.jsonl"
 CODE = ("selfadapt", "adapters/selfadapt_cellpose", "adapters/selfadapt_smp",
         "adapters/selfadapt_stardist")  # fmt: skip
-LEFT_OUT = ("_demo.py", "_report.py", "testing.py", "__init__.py")
+LEFT_OUT = (
+    "_demo.py",
+    "_report.py",
+    "_charts.py",
+    "_before_after.py",
+    "_again.py",
+    "testing.py",
+    "__init__.py",
+)
 """What is looked at by eye, or is a test itself."""
 PATIENCE = 3
 """Tests that take so many times as long as without the break hang: that is noticed, too."""
