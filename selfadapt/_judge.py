@@ -109,9 +109,7 @@ class Judge:
         """The windows with what the first network and the last one that was looked at find."""
         seen = zip(self.examples, self.windows, self._first or (), self._last, strict=True)
         return [
-            Preview(
-                name, pixels, before.plain.instances, now.plain.instances, *self._place(window)
-            )
+            Preview(name, pixels, before.plain.instances, now.plain.instances, *self._place(window))
             for (name, pixels, _), window, before, now in seen
         ]
 
