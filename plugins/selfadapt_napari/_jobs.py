@@ -166,8 +166,9 @@ def open_choice(choice: Choice) -> Opened:
     if not choice.model.strip():
         raise ConfigError("no model is named: give the name, file or folder of one, or a RUN.")
     given = _words(choice.options)
-    words = [f"--model={choice.model.strip()}", "--images=.", *given]
-    if not (RunDirectory(choice.model.strip()).path / ORIGIN).exists():
+    model = choice.model.strip()
+    words = [f"--model={model}", "--images=."]
+    if not (RunDirectory(model).path / ORIGIN).exists():
         words.append(f"--adapter={choice.adapter}")
     parser, kind = model_parser("adapt", None, words)
     parser.add_argument("--calibrate", type=bool, default=True)
@@ -181,7 +182,7 @@ def open_choice(choice: Choice) -> Opened:
                 f"run has calibrate, {', '.join(SETTINGS)}."
             )
     try:
-        options = parser.parse_args(words)
+        options = parser.parse_args([*words, *given])
     except argparse.ArgumentError as error:
         raise ConfigError(" ".join(str(error).split())) from None
     config = Config(**{name: options[name] for name in SETTINGS})
