@@ -130,6 +130,7 @@ def test_adapt_shows_previews_then_before_and_after_and_the_verdict(viewer, widg
     layers = viewer.layers
     assert [layer.name for layer in layers] == ["cells", "cells before", "cells after"]
     np.testing.assert_array_equal(layers["cells before"].data, initial)
+    assert (layers["cells before"].contour, layers["cells after"].contour) == (1, 0)
     after = widget.result.adapter.segment(IMAGE)
     np.testing.assert_array_equal(layers["cells after"].data, after)
     np.testing.assert_array_equal(layers["cells after"].scale, layers["cells"].scale)

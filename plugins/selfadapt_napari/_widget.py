@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from napari.qt.threading import create_worker
+from napari.utils.colormaps import DirectLabelColormap
 from napari.utils.notifications import notification_manager, show_error, show_info
 from qtpy.QtCore import QEvent, QTimer
 from qtpy.QtWidgets import (
@@ -36,6 +37,7 @@ from selfadapt_napari._form import NO_AXIS, Form
 from selfadapt_napari._jobs import Done, Failed, Made, Talk
 from selfadapt_napari._targets import Index, Target, places_of, targets_of
 
+OUTLINES = DirectLabelColormap(color_dict={None: "yellow", 0: "transparent"})
 EVERY = 100
 """Milliseconds between two looks at what the run has said."""
 
@@ -280,8 +282,9 @@ class AdaptWidget(QWidget):
         for each in made:
             name = f"{each.target.name} {each.network}"
             layer = self._add_layer(each.labels, name, each.target)
-            if each.network == "before":
-                layer.contour = 2  # outlines, so that "after" is seen within
+            if each.network == "before":  # outlines, so that "after" is seen within
+                layer.contour = 1
+                layer.colormap = OUTLINES
         for network in dict.fromkeys(each.network for each in made):
             count = sum(each.count for each in made if each.network == network)
             self._say(f"{network.capitalize()}: {count} objects.")
