@@ -241,12 +241,14 @@ def test_layers_may_be_deleted_during_a_run(viewer, widget):
 
 
 def test_a_second_widget_is_refused_while_a_run_is_at_work(viewer, widget):
-    other = type(widget)(viewer)
-    finish(other)
-    other.form.model.line.setText("demo")
     widget.form.options.setText(f"{QUICK} iterations=100000 validate_every=100000")
     widget.adapt()
     wait(lambda: "adaptation, default" in widget.bar.text())
+    widget.check()  # as a script might
+    other = type(widget)(viewer)
+    finish(other)
+    other.form.adapter.setCurrentIndex(other.form.adapter.findData("smp"))
+    other.form.model.line.setText("demo")
     other.segment()
     assert "Another run is at work" in finish(other)
     widget.cancel()
@@ -356,6 +358,18 @@ def test_of_several_resolutions_the_finest_is_segmented(viewer, widget):
     widget.segment()
     finish(widget)
     np.testing.assert_array_equal(viewer.layers["pyramid segmented"].data, DEMO.segment(IMAGE))
+
+
+def test_a_viewer_that_refuses_previews_does_not_end_the_widget(viewer, widget):
+    def refuse(event):
+        if "preview" in event.value.name:
+            raise OSError("no more layers")
+
+    viewer.layers.events.inserted.connect(refuse)
+    widget.adapt()
+    assert "no more layers" in finish(widget)
+    assert widget.result is not None
+    assert "cells after" in viewer.layers
 
 
 PROGRAM = """

@@ -101,9 +101,9 @@ class Talk:
             raise RunCancelledError("cancelled before there was anything to show.")
 
 
-def do(job: Callable[[Talk], Any], talk: Talk) -> None:
-    """Do a job, and say how it has ended, whatever happens; refused while another is at work."""
-    if not BUSY.acquire(blocking=False):
+def do(job: Callable[[Talk], Any], talk: Talk, lock: threading.Lock = BUSY) -> None:
+    """Do a job, and say how it has ended, whatever happens; refused while another has the lock."""
+    if not lock.acquire(blocking=False):
         busy = "another run is at work, or ends just now: try again when it has ended."
         talk.say(Failed(ConfigError(busy)))
         return
@@ -117,7 +117,7 @@ def do(job: Callable[[Talk], Any], talk: Talk) -> None:
         ending = Failed(error)
     finally:
         logger.removeHandler(handler)
-        BUSY.release()
+        lock.release()
     talk.say(ending)
 
 

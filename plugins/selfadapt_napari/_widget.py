@@ -2,7 +2,7 @@
 
 import html
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,8 @@ class AdaptWidget(QWidget):
         self._timer.setInterval(EVERY)
         self._timer.timeout.connect(self._listen)
         self._lay_out()
-        self._start("Looking for adapters.", lambda talk: adapters(), self._list_adapters)
+        alone = threading.Lock()  # also while another widget's run is at work
+        self._start("Looking for adapters.", lambda _: adapters(), self._list_adapters, lock=alone)
 
     def _lay_out(self) -> None:
         self.form = Form()
@@ -170,6 +171,8 @@ class AdaptWidget(QWidget):
     def _start_on_layers(
         self, what: str, job: Callable[[list[Target], Talk], Any], then: Callable[[Any], None]
     ) -> None:
+        if self.busy:
+            return
         form = self.form
         axis = form.channel_axis.value()
         try:
@@ -192,13 +195,14 @@ class AdaptWidget(QWidget):
         then: Callable[[Any], None],
         *,
         clear: bool = True,
+        lock: threading.Lock = jobs.BUSY,
     ) -> None:
         """Do a job in another thread, and something with its result in this one."""
         if self.busy:
             return
         self._talk, self._then = Talk(), then
         self._say(what, clear=clear)
-        worker = create_worker(jobs.do, job, self._talk)
+        worker = create_worker(jobs.do, job, self._talk, lock)
         closed = self._closed
         self._talk.asked_elsewhere = lambda: closed.is_set() or worker.abort_requested
         self._allow()
@@ -207,11 +211,23 @@ class AdaptWidget(QWidget):
         worker.start()
 
     def _listen(self) -> None:
-        """Show what the run has said; of many steps the last."""
-        talk = self._talk
-        if talk is None:
+        """Show what the run has said."""
+        if self._talk is None:
             return
-        news = talk.news()
+        news = self._talk.news()
+        try:
+            self._show(news)
+        except Exception as error:  # of the viewer; the run's ending is heard all the same
+            self._show_error(error)
+        for said in news:
+            if isinstance(said, Done | Failed):
+                self._end(said)
+
+    def _show(self, news: Sequence[jobs.Said]) -> None:
+        """Of many steps the last, of many looks the last, and all that is in words."""
+        for said in news:
+            if isinstance(said, str):
+                self._say(words.sentence(said))
         events = [said for said in news if isinstance(said, Event)]
         if events:
             self.bar.setRange(0, events[-1].total)
@@ -220,11 +236,6 @@ class AdaptWidget(QWidget):
         looks = [event for event in events if event.previews]
         if looks:
             self._preview(looks[-1])
-        for said in news:
-            if isinstance(said, str):
-                self._say(words.sentence(said))
-            elif isinstance(said, Done | Failed):
-                self._end(said)
 
     def _end(self, ending: Done | Failed) -> None:
         self._timer.stop()
