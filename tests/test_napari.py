@@ -17,7 +17,7 @@ from stardist import data
 from test_napari_jobs import QUICK
 
 from selfadapt import estimate_quality
-from selfadapt_napari import _jobs as jobs
+from selfadapt_napari._talk import BUSY
 from selfadapt_napari._targets import targets_of
 from selfadapt_smp import SmpAdapter
 
@@ -63,7 +63,7 @@ def viewer():
     if with_window:
         shown.close()
     QApplication.instance().processEvents()
-    wait(lambda: not jobs.BUSY.locked())
+    wait(lambda: not BUSY.locked())
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def test_closing_the_dock_during_a_run_ends_it(viewer, widget):
     widget.adapt()
     wait(lambda: "adaptation, default" in widget.bar.text())
     viewer.window.remove_dock_widget(widget)
-    wait(lambda: not jobs.BUSY.locked(), 30)
+    wait(lambda: not BUSY.locked(), 30)
     finish(widget)
     assert [layer.name for layer in viewer.layers] == ["cells"]
 
@@ -228,7 +228,7 @@ def test_closing_the_viewer_during_a_run_ends_it(viewer, widget):
     widget.adapt()
     wait(lambda: "adaptation, default" in widget.bar.text())
     viewer.close()
-    wait(lambda: not jobs.BUSY.locked(), 30)
+    wait(lambda: not BUSY.locked(), 30)
 
 
 def test_layers_may_be_deleted_during_a_run(viewer, widget):

@@ -18,7 +18,8 @@ from selfadapt import (
 )
 from selfadapt_napari import _jobs as jobs
 from selfadapt_napari import _words as words
-from selfadapt_napari._jobs import Choice, Done, Failed, Talk
+from selfadapt_napari._jobs import Choice
+from selfadapt_napari._talk import Done, Failed, Talk, do
 from selfadapt_napari._targets import Target, places_of
 from selfadapt_smp import SmpAdapter
 
@@ -115,13 +116,13 @@ class FailingArray:
 def test_whatever_fails_is_said_and_the_next_job_can_begin(adapter):
     talk = Talk()
     target = Target("cells", [FailingArray()], None, {})
-    jobs.do(lambda talk: jobs.segment({"after": adapter}, [target], talk), talk)
+    do(lambda talk: jobs.segment({"after": adapter}, [target], talk), talk)
     (ending,) = [said for said in talk.news() if isinstance(said, Failed)]
     assert isinstance(ending.error, RuntimeError)
     told = words.of_error(ending.error)
     assert told.startswith("This has failed")
     assert "RuntimeError: the disk is gone" in told
-    jobs.do(lambda talk: 3, talk)
+    do(lambda talk: 3, talk)
     assert talk.news() == [Done(3)]
 
 
@@ -134,10 +135,10 @@ def test_two_jobs_at_once_are_refused():
         leave.wait(60)
         return "first"
 
-    thread = threading.Thread(target=jobs.do, args=(job, first))
+    thread = threading.Thread(target=do, args=(job, first))
     thread.start()
     entered.wait(60)
-    jobs.do(lambda talk: "second", second)
+    do(lambda talk: "second", second)
     leave.set()
     thread.join(60)
     (refused,) = second.news()
@@ -148,7 +149,7 @@ def test_two_jobs_at_once_are_refused():
 def test_warnings_of_the_library_are_passed_on_during_the_job_only():
     talk = Talk()
     logger = logging.getLogger("selfadapt._adapter")
-    jobs.do(lambda talk: logger.warning("Head %r is odd", "p"), talk)
+    do(lambda talk: logger.warning("Head %r is odd", "p"), talk)
     logger.warning("later")
     assert talk.news() == ["Head 'p' is odd", Done(None)]
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from napari.qt.threading import create_worker
-from napari.utils.colormaps import DirectLabelColormap
 from napari.utils.notifications import notification_manager, show_error, show_info
 from qtpy.QtCore import QEvent, QTimer
 from qtpy.QtWidgets import (
@@ -34,10 +33,11 @@ from selfadapt import (
 from selfadapt_napari import _jobs as jobs
 from selfadapt_napari import _words as words
 from selfadapt_napari._form import NO_AXIS, Form
-from selfadapt_napari._jobs import Done, Failed, Made, Talk
-from selfadapt_napari._targets import Index, Target, places_of, targets_of
+from selfadapt_napari._jobs import Made
+from selfadapt_napari._shown import Shown
+from selfadapt_napari._talk import BUSY, Done, Failed, Said, Talk, do
+from selfadapt_napari._targets import Target, targets_of
 
-OUTLINES = DirectLabelColormap(color_dict={None: "yellow", 0: "transparent"})
 EVERY = 100
 """Milliseconds between two looks at what the run has said."""
 
@@ -52,12 +52,11 @@ class AdaptWidget(QWidget):
     def __init__(self, napari_viewer: "Any") -> None:
         super().__init__()
         self.viewer = napari_viewer
+        self.shown = Shown(napari_viewer)
         self.result: AdaptationResult | None = None
         """What the last run has ended with."""
         self._talk: Talk | None = None
         self._then: Callable[[Any], None] = lambda _: None
-        self._places: dict[str, tuple[Target, Index]] = {}
-        self._previews: dict[str, Any] = {}
         self._lines: list[str] = []
         closed = self._closed = threading.Event()
         self.destroyed.connect(lambda *_: closed.set())
@@ -111,7 +110,7 @@ class AdaptWidget(QWidget):
         def job(targets: list[Target], talk: Talk) -> list[Made]:
             return jobs.segment({name: opened()}, targets, talk)
 
-        self._start_on_layers("Segmenting.", job, self._add_labels)
+        self._start_on_layers("Segmenting.", job, self._show_labels)
 
     def check(self) -> None:
         """Say which AP is to be expected."""
@@ -185,7 +184,7 @@ class AdaptWidget(QWidget):
             self._say(clear=True)
             self._show_error(error)
             return
-        self._places = places_of(targets)
+        self.shown.targets(targets)
         self._start(what, partial(job, targets), then)
 
     def _start(
@@ -195,14 +194,14 @@ class AdaptWidget(QWidget):
         then: Callable[[Any], None],
         *,
         clear: bool = True,
-        lock: threading.Lock = jobs.BUSY,
+        lock: threading.Lock = BUSY,
     ) -> None:
         """Do a job in another thread, and something with its result in this one."""
         if self.busy:
             return
         self._talk, self._then = Talk(), then
         self._say(what, clear=clear)
-        worker = create_worker(jobs.do, job, self._talk, lock)
+        worker = create_worker(do, job, self._talk, lock)
         closed = self._closed
         self._talk.asked_elsewhere = lambda: closed.is_set() or worker.abort_requested
         self._allow()
@@ -223,7 +222,7 @@ class AdaptWidget(QWidget):
             if isinstance(said, Done | Failed):
                 self._end(said)
 
-    def _show(self, news: Sequence[jobs.Said]) -> None:
+    def _show(self, news: Sequence[Said]) -> None:
         """Of many steps the last, of many looks the last, and all that is in words."""
         for said in news:
             if isinstance(said, str):
@@ -235,7 +234,7 @@ class AdaptWidget(QWidget):
             self.bar.setFormat(words.of_event(events[-1]))
         looks = [event for event in events if event.previews]
         if looks:
-            self._preview(looks[-1])
+            self.shown.previews(looks[-1].previews)
 
     def _end(self, ending: Done | Failed) -> None:
         self._timer.stop()
@@ -244,7 +243,7 @@ class AdaptWidget(QWidget):
             return
         self.bar.setRange(0, 1)
         self.bar.setValue(0)
-        self._remove_previews()
+        self.shown.remove_previews()
         self._allow()
         if isinstance(ending, Done):
             then(ending.result)
@@ -287,48 +286,13 @@ class AdaptWidget(QWidget):
         networks = {"before": before, "after": self.result.adapter}
         if before.can_decode:
             job = partial(jobs.segment, networks, targets)
-            self._start("Segmenting before and after.", job, self._add_labels, clear=False)
+            self._start("Segmenting before and after.", job, self._show_labels, clear=False)
 
-    def _add_labels(self, made: list[Made]) -> None:
-        for each in made:
-            name = f"{each.target.name} {each.network}"
-            layer = self._add_layer(each.labels, name, each.target)
-            if each.network == "before":  # outlines, so that "after" is seen within
-                layer.contour = 1
-                layer.colormap = OUTLINES
+    def _show_labels(self, made: list[Made]) -> None:
+        self.shown.labels(made)
         for network in dict.fromkeys(each.network for each in made):
             count = sum(each.count for each in made if each.network == network)
             self._say(f"{network.capitalize()}: {count} objects.")
-
-    def _preview(self, look: Event) -> None:
-        """Show in the images what the network that was looked at finds."""
-        for preview in look.previews:
-            target, index = self._places[preview.source]
-            if preview.after is None:
-                continue
-            if target.name not in self._previews:
-                name = f"{target.name} preview"
-                self._previews[target.name] = self._add_layer(target.blank(), name, target)
-            layer = self._previews[target.name]
-            layer.data[(*index, preview.rows, preview.columns)] = preview.after
-        for layer in self._previews.values():
-            if layer in self.viewer.layers:  # a user may have deleted it
-                layer.refresh()
-
-    def _remove_previews(self) -> None:
-        for layer in self._previews.values():
-            if layer in self.viewer.layers:
-                self.viewer.layers.remove(layer)
-        self._previews = {}
-
-    def _add_layer(self, labels: Any, name: str, target: Target) -> Any:
-        """Add labels; what is selected stays so."""
-        layers = self.viewer.layers
-        selected, active = set(layers.selection), layers.selection.active
-        layer = self.viewer.add_labels(labels, name=name, **target.placed)
-        layers.selection = {other for other in selected if other in layers}
-        layers.selection.active = active if active in layers else None
-        return layer
 
     def _say(self, *told: str, headline: str = "", clear: bool = False) -> None:
         if clear:
