@@ -281,7 +281,8 @@ class AdaptWidget(QWidget):
         before, self.result, targets = ended
         self._allow()
         headline, *told = words.of_result(self.result)
-        self._say(*told, headline=headline, clear=True)
+        del self._lines[0]  # "Adapting."; warnings stay
+        self._say(*told, headline=headline)
         show_info(f"selfadapt: {headline}")
         networks = {"before": before, "after": self.result.adapter}
         if before.can_decode:
@@ -295,10 +296,12 @@ class AdaptWidget(QWidget):
             self._say(f"{network.capitalize()}: {count} objects.")
 
     def _say(self, *told: str, headline: str = "", clear: bool = False) -> None:
-        if clear:
-            self._lines = []
-        self._lines += [f"<b>{html.escape(headline)}</b>"] * bool(headline)
-        self._lines += map(html.escape, told)
+        """Write paragraphs; below a headline they are what comes first."""
+        lines = [html.escape(each) for each in told]
+        if headline:
+            self._lines = [f"<b>{html.escape(headline)}</b>", *lines, *self._lines]
+        else:
+            self._lines = [*([] if clear else self._lines), *lines]
         self.text.setHtml("".join(f"<p>{line}</p>" for line in self._lines))
 
     def _show_error(self, error: Exception) -> None:
