@@ -20,14 +20,21 @@ class Preview:
     Attributes:
         name: of the image, and where the window lies in it.
         pixels: prepared, float32 `[C, H, W]`.
-        before: instances of the initial network, int32 `[H, W]`; None where none can be decoded.
+        before: instances of the initial network, int32 `[h, w]` in pixels of the image; None where
+            none can be decoded.
         after: those of the network that was looked at.
+        source: name of the image or file (`LazyImage.name`).
+        rows: which ones of the image the window has.
+        columns: the same.
     """
 
     name: str
     pixels: Tensor
     before: Labels | None
     after: Labels | None
+    source: str
+    rows: slice
+    columns: slice
 
 
 @dataclass(frozen=True)

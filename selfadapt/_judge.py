@@ -107,12 +107,20 @@ class Judge:
     @property
     def previews(self) -> list[Preview]:
         """The windows with what the first network and the last one that was looked at find."""
+        seen = zip(self.examples, self.windows, self._first or (), self._last, strict=True)
         return [
-            Preview(name, pixels, before.plain.instances, now.plain.instances)
-            for (name, pixels, _), before, now in zip(
-                self.examples, self._first or (), self._last, strict=True
-            )
+            Preview(name, pixels, before.plain.instances, now.plain.instances, *self._place(window))
+            for (name, pixels, _), window, before, now in seen
         ]
+
+    def _place(self, window: Window) -> tuple[str, slice, slice]:
+        """Name of the image, rows and columns in it, also where what was seen is a part of it."""
+        source = self.sources[window.image]
+        rows, columns = (
+            slice(part.start + first, part.stop + first)
+            for part, first in zip((window.rows, window.columns), source.corner, strict=True)
+        )
+        return source.name, rows, columns
 
     def look(self, adapter: Adapter, model: nn.Module) -> Look:
         """Measure a network.

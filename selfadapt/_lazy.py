@@ -38,6 +38,7 @@ class LazyImage:
         read_window: gives the pixels of some rows and columns, where they can be read alone.
         is_window: whether it is a window of a larger image (and may therefore be blank).
         read_whole: of a window, gives pixels `[C, 1, N]` of the whole image, evenly spread.
+        corner: of a window, its first row and column in the image.
     """
 
     name: str
@@ -47,6 +48,7 @@ class LazyImage:
     read_window: Callable[[slice, slice], Image] | None = None
     is_window: bool = False
     read_whole: Callable[[], Image] | None = None
+    corner: tuple[int, int] = (0, 0)
 
     def __str__(self) -> str:
         return f"{self.name} {self.part}".strip()
@@ -89,6 +91,7 @@ class LazyImage:
                 (r.stop - r.start, c.stop - c.start),
                 is_window=True,
                 read_whole=sample,
+                corner=(r.start, c.start),
             )
             for (i, r), (j, c) in product(enumerate(rows), enumerate(columns))
         ]

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from helpers import IMAGES, config, equal_states
+from helpers import IMAGES, config, discs, equal_states
 
 from selfadapt import ConfigError, EmbeddingDrift, RunCancelledError, adapt, calibrate
 from selfadapt_smp import SmpAdapter
@@ -115,3 +115,25 @@ def test_an_error_of_the_callback_ends_the_run_which_can_go_on(adapter, tmp_path
 def test_the_bar_is_drawn_once_a_minute_where_there_is_no_terminal(adapter, capfd):
     adapt(adapter, IMAGES[:4], config=config(), progress=True)
     assert capfd.readouterr().err.count("it/s") <= 2
+
+
+@pytest.mark.parametrize("size", [(90, 110), (300, 2100)])
+def test_previews_say_where_they_lie_in_the_image_also_in_windows_of_a_large_one(adapter, size):
+    image, _ = discs(7, size)
+    seen = []
+
+    def cancel(event):
+        seen.extend(event.previews)
+        return bool(seen)
+
+    images = [discs(8)[0], image]
+    small = config(validation_images=4, validation_size=64)
+    with pytest.raises(RunCancelledError):
+        adapt(adapter, images, validation=images[1:], config=small, callback=cancel, progress=False)
+    assert len(seen) > 1
+    assert size[1] < 2048 or max(preview.columns.stop for preview in seen) > 1050
+    for preview in seen:
+        there = image[preview.rows, preview.columns]
+        assert preview.source == "image 0"
+        assert preview.after.shape == there.shape
+        assert np.corrcoef(preview.pixels[0].flatten(), there.flatten())[0, 1] > 0.9999
