@@ -1,6 +1,7 @@
 """Flags of the shell's commands: those of every model, and each adapter's own."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from inspect import Parameter, Signature, signature
@@ -12,9 +13,11 @@ import yaml
 from jsonargparse import Namespace
 
 from selfadapt._adapter import Adapter
-from selfadapt._calibrate import go_on
+from selfadapt._calibrate import go_on, search
 from selfadapt._errors import CheckpointError, ConfigError, first_line
-from selfadapt._network import pick_device
+from selfadapt._events import Teller
+from selfadapt._lazy import LazyImage
+from selfadapt._network import checksum_of, pick_device
 from selfadapt._portfolio import TTA
 from selfadapt._registry import load_adapter
 from selfadapt._rundir import INPUT, ORIGIN, RunDirectory
@@ -185,3 +188,32 @@ def open_model(kind: type[Adapter], options: Namespace) -> tuple[Adapter, dict[s
     adapter.model.to(pick_device(options.device))
     name = origin["adapter"] if origin else options.adapter
     return adapter, {"adapter": name, "options": chosen}
+
+
+def ready(
+    kind: type[Adapter], options: Any, sources: Sequence[LazyImage]
+) -> tuple[Adapter, dict[str, Any]]:
+    """The adapter, with what is "auto" found in the images; and what it is, for a file."""
+    adapter, told = open_model(kind, options)
+    if adapter.auto:
+        with Teller(progress=True) as tell:
+            calibration = search(adapter, sources, tell)
+        print(f"Input:   {calibration}", file=sys.stderr)
+        adapter = calibration.adapter
+    adapter.check(sources)
+    return adapter, told | {"input": adapter.input.to_dict(), "model": checksum_of(adapter.model)}
+
+
+def check_file(flag: str, path: str | None) -> None:
+    """Raise ConfigError for a file that could not be written, or would take a folder's place."""
+    if not path:
+        return
+    if Path(path).is_dir() or "\0" in path:
+        raise ConfigError(f"{flag} {path!r} is a folder, or no name of a file: give one.")
+    if not Path(path).absolute().parent.is_dir():
+        raise ConfigError(f"there is no folder for {flag} {path!r}.")
+
+
+def refuse_empty(out: str) -> None:
+    if not out.strip() or "\0" in out:
+        raise ConfigError("--out is empty, or no name of a folder: give one to write to.")
