@@ -303,6 +303,16 @@ def test_troubleshooting_has_what_is_really_said(begins, troubled, finished, mon
     assert re.fullmatch(re.escape(message).replace("…", ".*"), said), said
 
 
+def test_reasons_in_troubleshooting_are_those_of_the_judge():
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    table = text.split("| reason |")[1].split("\n\n")[0]
+    reasons = re.findall(r"^\| (its? .*?|flipped .*?) \|", table, re.M)
+    assert len(reasons) == 5
+    judge = (ROOT / "selfadapt" / "_verdict.py").read_text()
+    for part in re.split(r"\.\.\.|; ", "; ".join(reasons)):
+        assert part.strip(" ,") in judge
+
+
 def test_each_message_of_troubleshooting_is_provoked():
     assert len(messages()) == len(PROVOKED)
 
