@@ -86,6 +86,8 @@ def test_the_manifest_names_the_widget():
 
 
 def test_segment_adds_labels_where_the_layer_lies_and_keeps_the_selection(viewer, widget):
+    other = viewer.add_image(IMAGE[::-1], name="other")
+    viewer.layers.selection = {viewer.layers["cells"], other}
     widget.segment_button.click()
     assert widget.busy
     assert not widget.segment_button.isEnabled()
@@ -97,8 +99,9 @@ def test_segment_adds_labels_where_the_layer_lies_and_keeps_the_selection(viewer
     np.testing.assert_array_equal(labels.translate, image.translate)
     assert labels.units == image.units
     np.testing.assert_allclose(labels.extent.world, image.extent.world)
-    assert viewer.layers.selection == {image}
-    assert f"Segmented: {labels.data.max()} objects." in told
+    assert viewer.layers.selection == {image, other}
+    count = labels.data.max() + viewer.layers["other segmented"].data.max()
+    assert f"Segmented: {count} objects." in told
 
 
 def test_check_says_the_estimate_in_words(widget):
@@ -329,6 +332,7 @@ def test_channels_of_a_layer_are_one_image_and_its_labels_are_seen_on_each(viewe
     shown = viewer.add_labels(labels, **target.placed)
     for channel in range(3):
         where = layer.data_to_world((1, channel, 20, 30))
+        viewer.dims.set_point((0, 1), where[:2])
         assert shown.get_value(where, world=True) == 7
     viewer.layers.selection = {layer}
     widget.form.channel_axis.setValue(2)
