@@ -1,5 +1,6 @@
 """Label images that were given where images were meant."""
 
+import math
 import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
@@ -174,29 +175,50 @@ def refuse_masks(sources: Sequence[LazyImage]) -> None:
     In a label image nearly every inner pixel equals its neighbours; next to none does in a
     photograph.
     """
-    first = []
-    for source in sources[:4]:
-        with suppress(ImageError):  # a bad image is named where it is used
-            parts = (window.read() for window in source.windows())
-            part = next((part for part in parts if not is_constant(part)), None)
-            if part is not None:
-                first.append(_is_flat(part))
-    if first and all(first):
+    first = _first(sources)
+    if first and all((each == 0).any() and _flat_share(each) > 0.8 for each in first):
         raise ImageError(
             f"{sources[0]} and the others look like masks (flat objects on 0): give the images "
             "themselves. If they are images, convert them to float."
         )
 
 
-def _is_flat(image: Image) -> bool:
+def refuse_photographs(masks: Sequence[LazyImage]) -> None:
+    """Raise ImageError if the first label images look like photographs.
+
+    Even where objects are of a few pixels and touch, more of these equal their neighbours.
+    """
+    first = _first(masks)
+    if first and all(_flat_share(each) < 0.1 for each in first):
+        raise ImageError(
+            f"{masks[0]} and the others of --masks look like images: give label images, in which "
+            "all pixels of an object have its number, and the background 0."
+        )
+
+
+def _first(sources: Sequence[LazyImage]) -> list[Image]:
+    """Parts of the first images, those that are not constant."""
+    found = []
+    for source in sources[:4]:
+        with suppress(ImageError):  # a bad image is named where it is used
+            parts = (window.read() for window in source.windows())
+            part = next((part for part in parts if not is_constant(part)), None)
+            if part is not None:
+                found.append(part)
+    return found
+
+
+def _flat_share(image: Image) -> float:
+    """Share of inner pixels, those beside no 0, that equal two neighbours.
+
+    NaN where there are none, and where pixels are no counts of one channel.
+    """
     if image.dtype.kind not in "biu" or image.shape[0] != 1:
-        return False
+        return math.nan
     pixels = image[0].astype(np.int64)
     inside = pixels != 0
-    if not inside.any() or inside.all():
-        return False
     core = inside[1:-1, 1:-1] & inside[:-2, 1:-1] & inside[2:, 1:-1]
     core &= inside[1:-1, :-2] & inside[1:-1, 2:]
     centre = pixels[1:-1, 1:-1]
     equal = (centre == pixels[:-2, 1:-1]) & (centre == pixels[1:-1, :-2])
-    return bool(core.any() and equal[core].mean() > 0.8)
+    return float(equal[core].mean()) if core.any() else math.nan

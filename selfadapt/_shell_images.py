@@ -17,7 +17,7 @@ from selfadapt._images import open_images
 from selfadapt._labels import FORMATS, LabelFormat, check_format, read_note, write_labels
 from selfadapt._large import is_large, segment_large
 from selfadapt._lazy import LazyImage
-from selfadapt._masks import pair, refuse_masks
+from selfadapt._masks import pair, refuse_masks, refuse_photographs
 from selfadapt._matching import Matches, match
 from selfadapt._normalize import Image, checksum
 from selfadapt._options import check_file, model_parser, ready, refuse_empty
@@ -138,6 +138,7 @@ def evaluate_command(words: Sequence[str]) -> None:
         raise ImageError(f"{options.masks!r} is the image itself: give its masks.")
     ours, others = (path if path.is_dir() else path.parent for path in (where, theirs))
     masks = pair(sources, listed, one_folder=ours == others)
+    refuse_photographs(masks)
     check_file("--json", options.json)
     check_file("--table", options.table)
     if options.table and options.table == options.json:

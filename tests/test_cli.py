@@ -20,10 +20,11 @@ import tifffile
 from helpers import discs, equal_states
 from safetensors.torch import load_file
 
-from selfadapt import Input, match
+from selfadapt import Input, match, open_images
 from selfadapt._cli import main
 from selfadapt._demo import run_demo
 from selfadapt._labels import FORMATS, read_note
+from selfadapt._masks import refuse_photographs
 from selfadapt_smp import SmpAdapter
 
 QUICK = [
@@ -608,3 +609,25 @@ def test_a_config_file_is_told_of_in_the_same_words(capsys, tmp_path):
     (tmp_path / "c.yaml").write_text("bach_size: 4\n")
     assert main(["adapt", *words, "--config", str(tmp_path / "c.yaml")]) == 2
     assert "bach" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("offset", [0, 200])
+def test_images_are_no_masks(folder, tmp_path, capsys, offset):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for k in range(2):
+        image = np.random.default_rng(k).poisson(offset + 40 * (discs(k)[1] > 0)).astype(np.uint16)
+        tifffile.imwrite(raw / f"cell_{k}.tif", image)
+    (tmp_path / "images").mkdir()
+    for k in range(2):
+        tifffile.imwrite(tmp_path / "images" / f"cell_{k}.tif", discs(k)[0])
+    words = ["evaluate", *DEMO, "--images", str(tmp_path / "images"), "--masks", str(raw)]
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert "cell_0.tif and the others of --masks look like images: give label images" in told
+
+
+def test_masks_of_tiny_objects_that_touch_are_masks(tmp_path):
+    labels = np.kron(np.arange(1, 401).reshape(20, 20), np.ones((2, 2), int)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", labels)
+    refuse_photographs(open_images(tmp_path, labels=True))
