@@ -137,12 +137,16 @@ def _matched(ours: Sequence[str], theirs: Sequence[str], *, one_folder: bool) ->
     exact: dict[str, list[str]] = {}
     loose: dict[str, list[str]] = {}
     made: dict[Key, list[str]] = {}
+    keys = {key for name in ours for key in _image_keys(name)}
     for name in theirs:
         if not one_folder:
             exact.setdefault(_stem(name), []).append(name)
             loose.setdefault(_stem(name).lower(), []).append(name)
-        for key in set(_bases(name, LABELS)):
-            made.setdefault(key, []).append(name)
+        bases = keys.intersection(_bases(name, LABELS))
+        longest = max(map(len, bases), default=0)  # cells_1_masks is of cells_1, not of cells
+        for key in bases:
+            if len(key) == longest:
+                made.setdefault(key, []).append(name)
     found: list[str | None] = []
     for name in ours:
         by_words = {other for key in _image_keys(name) for other in made.get(key, ())} - {name}

@@ -607,6 +607,9 @@ def lists(tmp_path, images, masks, one_folder=False):
          ["a_masks.tif Q0", "a_masks.tif Q1", "b.label.tif Q0"]),
         ({"a.tif": 1, "b.tif": 1}, {"all.tif": 2}, ["all.tif Q0", "all.tif Q1"]),
         ({"a.ome.tif": 1}, {"a.tif": 1, "z.tif": 1}, ["a.tif Q0"]),
+        ({"a.tif": 1, "a_1.tif": 1}, {"a_masks.tif": 1, "a_1_masks.tif": 1},
+         ["a_masks.tif Q0", "a_1_masks.tif Q0"]),
+        ({"a.tif": 1}, {"a_1_masks.tif": 1, "z.tif": 1}, ["a_1_masks.tif Q0"]),
     ],
 )  # fmt: skip
 def test_images_and_masks_pair_by_name_and_place(tmp_path, images, masks, expected):
