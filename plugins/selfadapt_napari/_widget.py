@@ -246,7 +246,10 @@ class AdaptWidget(QWidget):
         self.shown.remove_previews()
         self._allow()
         if isinstance(ending, Done):
-            then(ending.result)
+            try:
+                then(ending.result)
+            except Exception as error:  # of the viewer
+                self._show_error(error)
         elif isinstance(ending.error, RunCancelledError):
             self._say("Cancelled: there is nothing to show yet.")
         else:
