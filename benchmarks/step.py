@@ -89,7 +89,7 @@ def floor_step(run: SelfAdaptation) -> Callable[[Tensor], None]:
 
     def step(images: Tensor) -> None:
         with torch.no_grad():
-            adapter.forward(run.teacher, images.repeat(views, 1, 1, 1))
+            run._forward_in_parts(run.teacher, images.repeat(views, 1, 1, 1))
         outputs = adapter.forward(run.student, images)
         loss = torch.stack([output.square().mean() for output in outputs.values()]).sum()
         optimizer.zero_grad(set_to_none=True)

@@ -5,11 +5,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from selfadapt._config import Config
-from selfadapt._errors import CheckpointError, first_line
-from selfadapt._rundir import CALIBRATION, COMMAND, REPEATS, RunDirectory
+from selfadapt._errors import CheckpointError, ConfigError
+from selfadapt._rundir import CALIBRATION, COMMAND, ORIGIN, REPEATS, RunDirectory
+from selfadapt._settings_file import read_settings
 
 
 def another(directory: RunDirectory, config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
@@ -22,7 +21,7 @@ def another(directory: RunDirectory, config: Mapping[str, Any], result: Mapping[
         "that was given; the table above says what each has achieved.</p>"
     )
     run = shlex.quote(str(directory.path))
-    if _by_shell(directory):
+    if (directory.path / ORIGIN).exists():  # which says how the network is opened
         quoted = shlex.quote(str(other))
         code = [
             f"selfadapt segment --model {run} --snapshot {quoted} --images IMAGES --out LABELS",
@@ -42,19 +41,15 @@ def another(directory: RunDirectory, config: Mapping[str, Any], result: Mapping[
 
 
 def _suggested(there: list[int | str], result: Mapping[str, Any]) -> int | str:
-    """One for the example: the newest of what was rejected, or else the initial network."""
-    rejected = result.get("rejected") or ""
-    named = [name for name in there if str(name).partition("-")[0] == rejected or name == rejected]
-    numbers = [name for name in there if isinstance(name, int) and rejected == "default"]
-    if numbers:
-        return numbers[-1]
-    return max(named, key=lambda name: (len(str(name)), str(name))) if named else there[0]
+    """One for the example: what the pictures show as rejected, or else the initial network."""
+    rejected: int | str | None = result.get("rejected_snapshot")
+    return rejected if rejected is not None and rejected in there else there[0]
 
 
 def repeat(directory: RunDirectory, config: Mapping[str, Any]) -> str:
     """In words and code, what would make the same run again."""
     run = directory.path
-    if _by_shell(directory):
+    if (directory.path / REPEATS).exists():
         words = ["selfadapt", "adapt", "--config", str(run / REPEATS), "--out", f"{run}-again"]
         began = ""
         if (run / COMMAND).exists():
@@ -63,6 +58,8 @@ def repeat(directory: RunDirectory, config: Mapping[str, Any]) -> str:
             f"<p>With all settings as they were, into a new folder:</p>{_code([shlex.join(words)])}"
             f"{began}{_network(directory)}"
         )
+    if (directory.path / ORIGIN).exists():
+        return "<p>It was started in another program, such as napari, on images that it held.</p>"
     code = _call(directory, config, f"{run}-again", resume=False)
     said = (
         "With all settings as they were, on the same images and adapter (and "
@@ -100,17 +97,12 @@ def _call(
     ]
 
 
-def _by_shell(directory: RunDirectory) -> bool:
-    return (directory.path / REPEATS).exists()
-
-
 def _network(directory: RunDirectory) -> str:
     """The network and the images, as the file says that repeats the run."""
-    file = directory.path / REPEATS
     try:
-        told = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise CheckpointError(f"{file} is damaged: {first_line(error)}") from None
+        told = read_settings(str(directory.path / REPEATS))
+    except ConfigError as error:
+        raise CheckpointError(f"run {str(directory.path)!r} is damaged: {error}") from None
     network = html.escape(f"{told['model']} (adapter {told['adapter']})")
     images = html.escape(str(told["images"]))
     return f"<p>Network: <code>{network}</code>. Images: <code>{images}</code>.</p>"

@@ -102,6 +102,8 @@ def _path(ring: Ring) -> str:
 def _display(image: NDArray[Any]) -> NDArray[np.uint8]:
     """Gray `[H, W]` or RGB `[H, W, 3]` of a prepared image `[C, H, W]`."""
     channels = image[:3] if image.shape[0] >= 3 else image[:1]
+    if not np.isfinite(channels).all():
+        raise ValueError("pixels are not finite")
     low, high = np.percentile(channels, (0.5, 99.7))
     scaled = np.clip((channels - low) / max(high - low, 1e-6), 0, 1) ** 0.7
     pixels: NDArray[np.uint8] = (255 * scaled).round().astype(np.uint8)

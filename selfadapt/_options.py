@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import Namespace
 
 from selfadapt._adapter import Adapter
 from selfadapt._calibrate import go_on, search
-from selfadapt._errors import CheckpointError, ConfigError, first_line
+from selfadapt._errors import CheckpointError, ConfigError
 from selfadapt._events import Teller
 from selfadapt._lazy import LazyImage
 from selfadapt._network import checksum_of, pick_device
 from selfadapt._portfolio import TTA
 from selfadapt._registry import load_adapter
 from selfadapt._rundir import INPUT, ORIGIN, RunDirectory
+from selfadapt._settings_file import read_settings
 from selfadapt._wording import Parser
 
 
@@ -96,8 +96,12 @@ def _named_adapter(words: Sequence[str]) -> tuple[type[Adapter] | None, dict[str
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for flag in ("--adapter", "--model", "--config"):
         early.add_argument(flag)
-    known, _ = early.parse_known_args(words)
-    named = _read_config(known.config) if known.config else {}
+    try:
+        known, _ = early.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        flag = str(error).partition(":")[0].removeprefix("argument ")
+        raise ConfigError(f"{flag} takes a value: give one after it.") from None
+    named = read_settings(known.config) if known.config else {}
     name, model = known.adapter or named.get("adapter"), known.model or named.get("model")
     for flag, value in (("adapter", name), ("model", model)):
         if value is not None and not isinstance(value, str):
@@ -126,32 +130,6 @@ def _origin(model: str) -> dict[str, Any] | None:
     if not isinstance(origin.get("adapter"), str) or not isinstance(origin.get("options"), dict):
         raise CheckpointError(f"{directory.path / ORIGIN} is damaged: no adapter and options.")
     return origin
-
-
-DEEPEST = 8
-"""Of lists and names within each other; settings need two."""
-
-
-def _refuse_nested(text: str) -> None:
-    """Aliases and deep nesting, which settings have no use for, can fill memory and time."""
-    depth = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
-            raise ValueError("it has aliases, or is nested too deep")
-
-
-def _read_config(path: str) -> dict[str, Any]:
-    try:
-        text = Path(path).read_text()
-        _refuse_nested(text)
-        content = yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"config file {path!r} cannot be read: {first_line(error)}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"config file {path!r} must hold 'name: value' lines.")
-    return content
 
 
 def open_model(kind: type[Adapter], options: Namespace) -> tuple[Adapter, dict[str, Any]]:

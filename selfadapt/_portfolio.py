@@ -76,6 +76,7 @@ class Ending:
         return {
             "outcome": self.outcome,
             "rejected": None if self.rejected is None else self.rejected.name,
+            "rejected_snapshot": None if self.rejected is None else self.rejected.snapshot,
             "candidate": self.kept.name,
             "iteration": self.kept.iteration,
             "reason": self.reason,

@@ -76,6 +76,7 @@ def write_report(run: str | Path | RunDirectory, scores: Sequence[str] = ()) -> 
         ModelError: matplotlib is not installed.
     """
     directory = run if isinstance(run, RunDirectory) else RunDirectory(run)
+    directory.refuse_links()  # what they lead to would stand in the page
     config, history = directory.read_json("config.json"), directory.read_history()
     if not (directory.path / "result.json").exists():
         raise CheckpointError(f"run {str(directory.path)!r} is not finished: resume it first.")
@@ -178,7 +179,9 @@ def _compared(result: Mapping[str, Any]) -> tuple[str, str]:
     rejected = result.get("rejected")
     if rejected is None or result["candidate"] != "initial":
         return "after", "After"
-    return "rejected", f"Rejected: {rejected}"
+    snapshot = result.get("rejected_snapshot")  # runs of before do not tell
+    which = "" if snapshot in (None, rejected) else f", snapshot {snapshot}"
+    return "rejected", f"Rejected: {rejected}{which}"
 
 
 def _before_after(examples: Sequence[Example], result: Mapping[str, Any]) -> str:

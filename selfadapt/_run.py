@@ -37,6 +37,9 @@ from selfadapt._views import view_votes
 logger = logging.getLogger(__name__)
 Info = dict[str, float]
 Stop = Callable[["SelfAdaptation", Mapping[str, float]], bool]
+CPU_PIXELS = 2**16
+"""A CPU is fastest with about that many pixels of crops at once: with more, what is computed leaves
+its caches, and 64 crops of 96 take 1.4 to 2 times as long (benchmarks/parts.py)."""
 
 
 class SelfAdaptation:
@@ -368,6 +371,14 @@ class SelfAdaptation:
         self.adapter.outputs.check(outputs, (images.shape[-2], images.shape[-1]))
         return {name: output.float() for name, output in outputs.items()}
 
+    def _forward_in_parts(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+        """The same, with no more at once than suits the device."""
+        most = max(1, CPU_PIXELS // images[0, 0].numel())
+        if self.device.type != "cpu" or len(images) <= most:
+            return self._forward(model, images)
+        parts = [self._forward(model, part) for part in images.split(most)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
     @torch.no_grad()
     def _pseudo_labels(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Labels and reliability masks of the teacher, by head."""
@@ -379,7 +390,9 @@ class SelfAdaptation:
         elif config.views < len(symmetries):
             order = torch.randperm(len(symmetries), generator=self._view_generator)
             symmetries = tuple(symmetries[i] for i in order[: config.views].tolist())
-        votes = view_votes(lambda v: self._forward(self.teacher, v), images, spec, symmetries)
+        votes = view_votes(
+            lambda v: self._forward_in_parts(self.teacher, v), images, spec, symmetries
+        )
         labels, masks = {}, {}
         for name, vote in votes.items():
             labels[name] = spec[name].pseudo_label(vote, config.targets)

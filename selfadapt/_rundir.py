@@ -90,7 +90,7 @@ class RunDirectory:
     def _check(self, config: Config, *, resume: bool) -> None:
         if self.path.is_file():
             raise CheckpointError(f"{str(self.path)!r} is a file: give a folder for the run.")
-        self._refuse_links()
+        self.refuse_links()
         files = list(self.path.iterdir()) if self.path.is_dir() else []
         if all(file.name.endswith(".partial") or file.name == LOCK for file in files):
             return
@@ -105,12 +105,12 @@ class RunDirectory:
             )
         self._refuse_other("config.json", config.to_dict(), "Give the same settings")
 
-    def _refuse_links(self) -> None:
-        """A link would lead what a run writes out of its folder."""
+    def refuse_links(self) -> None:
+        """Raise CheckpointError for a link, which leads out of the folder."""
         for entry in self.path.rglob("*"):
             if entry.is_symlink():
                 raise CheckpointError(
-                    f"{str(entry)!r} is a link: a run writes to plain files and folders only."
+                    f"{str(entry)!r} is a link: a run has plain files and folders only."
                 )
 
     def start(self, config: Config, data: Mapping[str, Any], *, resume: bool) -> None:
@@ -123,7 +123,7 @@ class RunDirectory:
 
     def _start(self, config: Config, data: Mapping[str, Any], *, resume: bool) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        self._refuse_links()
+        self.refuse_links()
         try:
             self._lock.acquire()
         except Timeout:

@@ -37,13 +37,13 @@ def segment_command(words: Sequence[str]) -> None:
     check_format(options.format)
     made = FORMATS[options.format]
     out = Path(options.out)
+    sources = open_images(options.images, channel_axis=options.channel_axis)
+    refuse_masks(sources)
     if out.resolve() == Path(options.images).resolve():
         raise ConfigError(
             "--out is the folder of the images, among which labels would be taken "
             "for some: give another one."
         )
-    sources = open_images(options.images, channel_axis=options.channel_axis)
-    refuse_masks(sources)
     files = [out / f"{stem}{made.suffix}" for stem in _by_stem(sources)]
     there = {file for file in files if file.exists()}
     if there and not options.resume:

@@ -78,6 +78,8 @@ def export_command(words: Sequence[str]) -> None:
     check_package(Path(options.out))
     sources = open_images(options.images, channel_axis=options.channel_axis)
     adapter, _ = ready(kind, options, sources)
+    # what a run says of its end is not of another snapshot
+    of_run = (Path(options.model) / ORIGIN).exists() and options.snapshot is None
     notes = export_bioimageio(
         adapter,
         sources,
@@ -85,7 +87,7 @@ def export_command(words: Sequence[str]) -> None:
         name=options.name,
         authors=options.authors.split(",") if options.authors else (),
         license=options.license,
-        run=options.model if (Path(options.model) / ORIGIN).exists() else None,
+        run=options.model if of_run else None,
     )
     print(f"Package: {options.out}, tested by bioimageio.core {version('bioimageio.core')}")
     for note in notes:

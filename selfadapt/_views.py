@@ -20,7 +20,7 @@ def view_votes(
     """Predict all views of `images` `[B, C, S, S]` and map the predictions back.
 
     Returns the votes of each head, `[V, B, channels, S / grid, S / grid]`: probabilities or
-    values in the frame of `images`. All views go through `predict` as one batch, hence the square.
+    values in the frame of `images`. All views go through `predict` at once, hence the square.
     """
     views = torch.cat([g.move(images, spec.grid) for g in symmetries])
     votes = {}

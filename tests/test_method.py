@@ -509,3 +509,18 @@ def test_categorical_doubt_is_grouped_by_the_winning_class():
     doubt, group = Categorical(3).doubt(votes)
     torch.testing.assert_close(doubt.flatten(), torch.tensor([0.4]))
     assert group.item() == 1
+
+
+def test_the_teacher_sees_a_large_batch_in_parts_and_says_the_same(adapter, monkeypatch):
+    run = SelfAdaptation(adapter, config())
+    images = torch.rand(5, 1, 32, 32)
+    whole = run._forward(run.teacher.eval(), images)
+    monkeypatch.setattr("selfadapt._run.CPU_PIXELS", 2 * 32 * 32)
+    sizes = []
+    run.teacher.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    torch.testing.assert_close(run._forward_in_parts(run.teacher, images), whole)
+    assert sizes == [2, 2, 1]
+    sizes.clear()
+    run.step(images)
+    assert max(sizes) == 2
+    assert sum(sizes) == 5 * 8

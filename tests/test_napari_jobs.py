@@ -99,7 +99,7 @@ def test_an_image_that_cannot_be_used_costs_no_other(adapter):
     (made,) = jobs.segment({"after": adapter}, [stack(IMAGES[1], broken)], talk)
     assert made.labels[0].any()
     assert not made.labels[1].any()
-    assert [said for said in talk.news() if isinstance(said, str) and "cells [1]" in said]
+    assert [said for said in talk.news() if isinstance(said, str) and "cells, plane 1" in said]
     with pytest.raises(ImageError, match=r"cells \[0\]"):
         jobs.segment({"after": adapter}, [stack(broken)], talk)
 
@@ -190,7 +190,7 @@ def test_check_is_the_estimate_of_the_library(adapter):
 def test_names_of_planes_say_where_labels_belong():
     target = Target("cells", [np.zeros((2, 3, 8, 9))], None, {})
     places = places_of([target, Target("one", [np.zeros((8, 9))], None, {})])
-    assert places["cells [1, 2]"] == (target, (1, 2))
+    assert places["cells, plane 1, 2"] == (target, (1, 2))
     assert places["one"][1] == ()
     assert len(places) == 7
 

@@ -12,7 +12,7 @@ import tifffile
 import torch
 from helpers import IMAGES, config, discs, run_adapt, run_that_improves
 
-from selfadapt import adapt, match, write_report
+from selfadapt import CheckpointError, adapt, match, predict, write_report
 from selfadapt._before_after import MAX_SIDE, draw_example
 from selfadapt._fates import FATES, fates, summed
 from selfadapt._report import _OUTCOMES
@@ -217,3 +217,44 @@ def test_outlines_of_a_fate_cover_its_instances(tmp_path):
     middles = np.stack([columns.ravel() + 0.5, rows.ravel() + 0.5], 1)
     filled = matplotlib.path.Path(np.array(corners)).contains_points(middles)
     assert np.array_equal(filled.reshape(before.shape), before == before.max())
+
+
+@pytest.mark.parametrize("name", ["command.txt", "examples/0-image.tif", "history.csv"])
+def test_what_links_lead_to_does_not_come_into_the_page(improved, tmp_path, name):
+    copy = tmp_path / "run"
+    shutil.copytree(improved.directory.path, copy)
+    (tmp_path / "secret").write_text("secret")
+    (copy / name).unlink(missing_ok=True)
+    (copy / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match="is a link"):
+        write_report(copy)
+
+
+def test_a_file_of_settings_that_would_fill_memory_is_refused(improved, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(improved.directory.path, copy)
+    (copy / "adapter.json").write_text('{"adapter": "smp", "options": {}}')
+    (copy / "run.yaml").write_text("a: &a [x, x]\nmodel: m\nadapter: smp\nimages: [*a, *a]\n")
+    with pytest.raises(CheckpointError, match="aliases"):
+        write_report(copy)
+
+
+def test_the_snapshot_that_is_suggested_is_the_one_in_the_pictures(adapter, tmp_path):
+    result = adapt(
+        adapter, IMAGES, config=config(validate_every=2), output_dir=tmp_path / "run",
+        progress=False,
+    )  # fmt: skip
+    told = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result.outcome != "improved"
+    shown = told["rejected_snapshot"]
+    page = write_report(tmp_path / "run").read_text()
+    assert f"result.select({shown!r})" in html.unescape(page)
+    assert f"Rejected: {told['rejected']}" in page
+    names = sorted((tmp_path / "run" / "examples").glob("*-rejected.tif"))
+    network = result.select(shown)
+    for file in names:
+        pixels = tifffile.imread(file.with_name(file.name.replace("rejected", "image")))
+        pixels = torch.from_numpy(pixels if pixels.ndim == 3 else pixels[None])
+        found = predict(network, network.model, pixels, tuple(pixels.shape[1:])).instances
+        np.testing.assert_array_equal(found, tifffile.imread(file))
+    assert names

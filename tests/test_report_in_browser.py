@@ -33,7 +33,12 @@ pytestmark = pytest.mark.skipif(
 def driver():
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
-    for flag in ("--headless=new", "--disable-gpu", "--force-device-scale-factor=1"):
+    for flag in (
+        "--headless=new",
+        "--disable-gpu",
+        "--force-device-scale-factor=1",
+        "--disable-dev-shm-usage",
+    ):
         options.add_argument(flag)
     if hasattr(os, "geteuid") and os.geteuid() == 0:  # as which its sandbox does not start
         options.add_argument("--no-sandbox")

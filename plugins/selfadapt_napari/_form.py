@@ -83,7 +83,7 @@ class Form(QWidget):
             "last two are those of a stack. Colour images (RGB) need none."
         )
         self.folder = PathField("none: nothing is kept on disk", files=False)
-        self.folder.setToolTip("The RUN folder: report, snapshots, and the model to use later.")
+        self.folder.setToolTip("The RUN folder: snapshots, and the model to use later.")
         rows = QFormLayout(self)
         rows.setContentsMargins(0, 0, 0, 0)
         for label, field in {

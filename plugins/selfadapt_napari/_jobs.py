@@ -1,6 +1,5 @@
 """What is done in another thread. Needs neither napari nor Qt."""
 
-import argparse
 import copy
 import json
 import shlex
@@ -86,10 +85,7 @@ def open_choice(choice: Choice) -> Opened:
                 f"there is no option {name!r}. The adapter has {', '.join(option_names(kind))}; a "
                 f"run has calibrate, {', '.join(SETTINGS)}."
             )
-    try:
-        options = parser.parse_args([*words, *given])
-    except argparse.ArgumentError as error:
-        raise ConfigError(" ".join(str(error).split())) from None
+    options = parser.parse_args([*words, *given])
     config = Config(**{name: options[name] for name in SETTINGS})
     adapter, origin = open_model(kind, options)
     return Opened(adapter, config, options.calibrate, origin)

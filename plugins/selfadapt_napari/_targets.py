@@ -69,7 +69,10 @@ class Target:
 
     def image_name(self, index: Index) -> str:
         """By which messages and previews call a plane."""
-        return f"{self.name} {list(index)}" if index else self.name
+        if not index:
+            return self.name
+        # no "[1]" at its end: napari calls a second layer of one name so
+        return f"{self.name}, plane {', '.join(map(str, index))}"
 
     def _read(self, index: Index, rows: slice, columns: slice) -> NDArray[Any]:
         where: list[Any] = [*index, rows, columns]
