@@ -299,7 +299,10 @@ class Regression(Head):
         return votes.mean(0)
 
     def doubt(self, votes: Tensor) -> tuple[Tensor, Tensor]:
-        variance = (votes - votes.mean(0)).square().mean(0)  # many times as fast as torch's var
+        mean, variance = votes.mean(0), torch.zeros_like(votes[0])
+        for vote in votes:  # view by view: many times as fast as torch's var, and without copies
+            variance += (vote - mean).square()
+        variance /= len(votes)
         if self.joint:
             variance = variance.mean(1, keepdim=True).expand_as(variance)
         group = torch.arange(self.channels, device=votes.device).view(-1, 1, 1)

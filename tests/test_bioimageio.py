@@ -95,7 +95,7 @@ def read(path, name):
         return file.read()
 
 
-def test_image_of(path):
+def image_tested_in(path):
     return np.load(io.BytesIO(read(path, "image.npy")))[0]
 
 
@@ -145,11 +145,11 @@ def test_it_says_what_it_is(package):
 
 
 def test_the_test_image_is_a_part_of_the_users(package, tmp_path):
-    np.testing.assert_array_equal(test_image_of(package), PIECE[None])
+    np.testing.assert_array_equal(image_tested_in(package), PIECE[None])
     crowded = np.full((700, 900), 3, np.uint8)  # where there is something to be seen
     crowded[60:188, 620:716] = PIECE.T / PIECE.max() * 200 + 10
     export_bioimageio(small("foreground"), [crowded], tmp_path / "crowded.zip")
-    part = test_image_of(tmp_path / "crowded.zip")
+    part = image_tested_in(tmp_path / "crowded.zip")
     assert part.shape == (1, 512, 512)
     assert (part > 9).sum() == PIECE.size
 
@@ -294,7 +294,7 @@ def test_what_the_format_cannot_say_is_said_in_notes_and_documentation(tmp_path)
         assert note in read(path, "README.md").decode()
     chosen = COLOURS.transpose(2, 0, 1)
     gray = resize(to_gray(chosen[[2, 0, 1]]), (1, 100, 132), order=1, anti_aliasing=True)
-    np.testing.assert_allclose(test_image_of(path), gray, atol=1e-3)
+    np.testing.assert_allclose(image_tested_in(path), gray, atol=1e-3)
     once = replace(adapter.input, tta=False)
     plain = small("foreground", invert=True)
     assert_equal_outputs(path, plain, gray.astype(np.float32))

@@ -591,7 +591,7 @@ def test_links_do_not_lead_out_of_the_folder_of_a_run(adapter, tmp_path, name):
     (tmp_path / "mine").write_text("keep me")
     (tmp_path / "run" / name).unlink(missing_ok=True)
     (tmp_path / "run" / name).symlink_to(tmp_path / "mine")
-    with pytest.raises(CheckpointError, match="is a link: a run writes to plain files"):
+    with pytest.raises(CheckpointError, match="is a link: a run has plain files"):
         run_adapt(adapter, tmp_path / "run", resume=True)
     write_file(tmp_path / "run" / name, b"new")
     assert (tmp_path / "mine").read_text() == "keep me"
