@@ -11,7 +11,7 @@ import argparse
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import combinations, product
@@ -26,7 +26,7 @@ from settings import LOOKED_AT
 
 from selfadapt import Look, Matches, Thresholds
 from selfadapt._quality import signals
-from selfadapt._verdict import objection, rise
+from selfadapt._verdict import objection, unconfirmed
 
 RIDGE = 1.0
 HARM, HELP = -0.01, 0.03
@@ -124,9 +124,7 @@ class Change:
 
     def accepted(self, asked: Thresholds) -> bool:
         first, look = self.first.look, self.setting.look
-        if objection(first, look, asked) is not None:
-            return False
-        return rise(first, look, half=1)[0] > 0
+        return (objection(first, look, asked) or unconfirmed(first, look)) is None
 
 
 def changes(settings: Sequence[Setting]) -> list[Change]:
@@ -261,19 +259,18 @@ def asked_elsewhere(these: Sequence[Change]) -> dict[str, Thresholds]:
     }
 
 
-def decision_table(settings: Sequence[Setting]) -> str:
+def decision_table(settings: Sequence[Setting], elsewhere: Mapping[str, Thresholds]) -> str:
     these = changes(settings)
-    accepted = Change.accepted
     rows, taken = [], dict[str, bool]()
-    for domain, asked in asked_elsewhere(these).items():
+    for domain, asked in elsewhere.items():
         here = [c for c in these if c.setting.domain == domain]
-        kept = [accepted(c, asked) for c in here]
+        kept = [c.accepted(asked) for c in here]
         taken |= {c.setting.name: each for c, each in zip(here, kept, strict=True)}
         told = f"{asked.risk}, {asked.missed}, {asked.ratio}"
         rows.append([domain, str(len(here)), told, *score(here, kept).cells()])
     total = score(these, [taken[c.setting.name] for c in these]).cells()
     rows.append(["**all, each without its domain**", str(len(these)), "", *total])
-    shipped = score(these, [accepted(c, Thresholds()) for c in these]).cells()
+    shipped = score(these, [c.accepted(Thresholds()) for c in these]).cells()
     rows.append(["shipped, nothing left out", str(len(these)), "", *shipped])
     head = [
         "domain", "changes", "risk, missed, ratio", "harmful accepted", "worst accepted",
@@ -282,17 +279,16 @@ def decision_table(settings: Sequence[Setting]) -> str:
     return table(head, rows)
 
 
-def few_windows(settings: Sequence[Setting]) -> str:
+def few_windows(settings: Sequence[Setting], elsewhere: Mapping[str, Thresholds]) -> str:
     """What the judge keeps where it has fewer windows to look at, each domain without itself.
 
     All choices of some of the windows of a setting; the size of instances stays that of all.
     """
     these = changes(settings)
-    asked = asked_elsewhere(these)
     rows = []
     for number in range(1, LOOKED_AT + 1):
         seen = [_seen(c, of) for c in these for of in combinations(range(LOOKED_AT), number)]
-        kept = [c.accepted(asked[c.setting.domain]) for c in seen]
+        kept = [c.accepted(elsewhere[c.setting.domain]) for c in seen]
         cells = score(seen, kept).cells()
         rows.append([str(number), *cells[:3]])
     return table(["windows", "harmful accepted", "worst accepted", "helpful accepted"], rows)
@@ -331,11 +327,12 @@ def main() -> None:
     parser.add_argument("--constants", action="store_true")
     args = parser.parse_args()
     settings = read(args.looks)
+    elsewhere = asked_elsewhere(changes(settings))
     tables = {
         "judge-estimate": estimate_table(settings),
-        "judge-decision": decision_table(settings),
+        "judge-decision": decision_table(settings, elsewhere),
         "judge-trade-off": trade_off(settings),
-        "judge-few-windows": few_windows(settings),
+        "judge-few-windows": few_windows(settings, elsewhere),
     }
     if args.anchors:
         tables["judge-anchors"] = anchor_table(settings, args.anchors)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from selfadapt._errors import ConfigError, ImageError, ModelError, OutputError
 from selfadapt._input import Input, prepare, refuse_not_finite
 from selfadapt._lazy import LazyImage
-from selfadapt._network import NetworkSource, check_network
+from selfadapt._network import NetworkSource, check_network, uncompiled
 from selfadapt._normalize import (
     Image,
     as_channels_first,
@@ -207,8 +207,7 @@ class Adapter(ABC):
 
     def save(self, path: str | Path) -> None:
         """Write the model as its family's tools load it. Default: a plain state dict."""
-        plain = getattr(self.model, "_orig_mod", self.model)  # of a compiled one
-        torch.save(plain.state_dict(), path)
+        torch.save(uncompiled(self.model).state_dict(), path)
 
     def source(self) -> NetworkSource | None:
         """Python that builds the network without selfadapt; None where there is none.

@@ -25,7 +25,7 @@ from selfadapt._images import open_windows
 from selfadapt._input import check_settled, prepare
 from selfadapt._lazy import LazyImage
 from selfadapt._masks import refuse_masks
-from selfadapt._network import NetworkSource, check_network, copy_network
+from selfadapt._network import NetworkSource, check_network, copy_network, uncompiled
 from selfadapt._normalize import Image, in_single, resize_image
 from selfadapt._package_steps import others_of, postprocessing, preprocessing
 from selfadapt._package_words import Words, name_of, notes, readme, story
@@ -90,7 +90,7 @@ def export_bioimageio(
     sources = open_windows(images, channel_axis=channel_axis)
     refuse_masks(sources)
     image = _test_image(adapter, sources)
-    network = getattr(adapter.model, "_orig_mod", adapter.model)  # of a compiled one
+    network = uncompiled(adapter.model)
     plain = adapter.with_model(copy_network(network, torch.device("cpu"), frozen=True))
     # what a package can say
     plain.input = replace(adapter.input, scale=1.0, channels=None, gray=False, tta=False)

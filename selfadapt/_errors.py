@@ -9,6 +9,16 @@ def first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
+def sentence(text: str) -> str:
+    """In one line, with a capital letter and a full stop.
+
+    >>> sentence("nothing is found")
+    'Nothing is found.'
+    """
+    text = " ".join(text.split())
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
+
+
 class SelfAdaptError(Exception):
     """Base class of all errors that the user can mend."""
 

@@ -53,9 +53,7 @@ def fates(before: ArrayLike, after: ArrayLike, iou: float = 0.5) -> Fates:
     split, pieces = _gathered(both.row[inside], both.column[inside], both.rows, both.columns)
     inside = both.of_row > 0.5
     merged, parts = _gathered(both.column[inside], both.row[inside], both.columns, both.rows)
-    same_before, same_after = np.zeros(both.rows, bool), np.zeros(both.columns, bool)
-    row, column = both.pairs(iou)
-    same_before[row], same_after[column] = True, True
+    same_before, same_after = both.matched(iou)
     earlier = _named(("split", split), ("merged", parts), ("same", same_before), rest="lost")
     later = _named(("merged", merged), ("split", pieces), ("same", same_after), rest="gained")
     counts: dict[Fate, int] = {

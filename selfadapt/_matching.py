@@ -93,11 +93,7 @@ def matched(
     >>> [each.tolist() for each in matched([[1, 1, 0, 2]], [[5, 5, 0, 0]])]
     [[True, False], [True]]
     """
-    both = overlaps(reference, predicted)
-    rows, columns = both.pairs(iou)
-    found, valid = np.zeros(both.rows, bool), np.zeros(both.columns, bool)
-    found[rows], valid[columns] = True, True
-    return found, valid
+    return overlaps(reference, predicted).matched(iou)
 
 
 def ranked(labels: NDArray[Any]) -> tuple[NDArray[np.intp], int]:
@@ -153,6 +149,13 @@ class Overlaps:
             kept.append(group[_best(row[group], column[group], iou[group])])
         chosen = np.sort(np.concatenate(kept))
         return row[chosen], column[chosen]
+
+    def matched(self, threshold: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which rows, and which columns, match."""
+        row, column = self.pairs(threshold)
+        found, valid = np.zeros(self.rows, bool), np.zeros(self.columns, bool)
+        found[row], valid[column] = True, True
+        return found, valid
 
 
 def _rivals(row: NDArray[np.intp], column: NDArray[np.intp]) -> NDArray[np.intp]:

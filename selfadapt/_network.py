@@ -43,6 +43,12 @@ class NetworkSource:
     needs: tuple[str, ...] = ()
 
 
+def uncompiled(network: nn.Module) -> nn.Module:
+    """The network itself, of one that `torch.compile` has wrapped."""
+    plain: nn.Module = getattr(network, "_orig_mod", network)
+    return plain
+
+
 def copy_network(network: Network, device: torch.device, *, frozen: bool = False) -> Network:
     """A float32 copy on `device` with parameters of its own; `frozen`: eval mode, no gradients.
 

@@ -21,7 +21,7 @@ from selfadapt._portfolio import TTA
 from selfadapt._registry import load_adapter
 from selfadapt._rundir import INPUT, ORIGIN, RunDirectory
 from selfadapt._settings_file import read_settings
-from selfadapt._wording import Parser
+from selfadapt._wording import Parser, without_value
 
 
 def option_names(kind: type[Adapter]) -> list[str]:
@@ -99,8 +99,7 @@ def _named_adapter(words: Sequence[str]) -> tuple[type[Adapter] | None, dict[str
     try:
         known, _ = early.parse_known_args(words)
     except argparse.ArgumentError as error:
-        flag = str(error).partition(":")[0].removeprefix("argument ")
-        raise ConfigError(f"{flag} takes a value: give one after it.") from None
+        raise ConfigError(f"{without_value(str(error))}.") from None
     named = read_settings(known.config) if known.config else {}
     name, model = known.adapter or named.get("adapter"), known.model or named.get("model")
     for flag, value in (("adapter", name), ("model", model)):

@@ -10,6 +10,7 @@ from typing import Any
 from selfadapt._adapter import Adapter
 from selfadapt._errors import ConfigError, refuse_damage
 from selfadapt._heads import Head
+from selfadapt._quality import Quality
 from selfadapt._rundir import CALIBRATION, RunDirectory
 
 PAPER = (
@@ -107,14 +108,9 @@ def story(run: str | Path | None) -> list[str]:
             )
         told.append(f"Verdict: {result['outcome']}. Reason: {result['reason']}.")
         told.append(f"Kept: {result['candidate']}, iteration {result['iteration']}.")
-        quality = result["quality"]
         told.append(
             "Expected AP at an IoU of 0.5 on the user's images, estimated without labels: "
-            + (
-                "unknown."
-                if quality["ap50"] is None
-                else f"{quality['ap50']:.2f} ({quality['low']:.2f} to {quality['high']:.2f})."
-            )
+            f"{Quality.from_dict(result['quality'])}."
         )
     return told
 

@@ -1,7 +1,9 @@
 """How good are the instances? An estimate of AP from what a look has measured, without labels."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 
@@ -55,6 +57,12 @@ class Quality:
         numbers = {"ap50": self.ap, "low": self.low, "high": self.high}
         rounded = {k: None if math.isnan(v) else round(v, 4) for k, v in numbers.items()}
         return {**rounded, "trusted": self.trusted}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """From `to_dict`."""
+        numbers = (data[name] for name in ("ap50", "low", "high"))
+        return cls(*(math.nan if each is None else each for each in numbers))
 
 
 def signals(look: Look) -> list[float]:

@@ -17,11 +17,12 @@ from selfadapt._again import another, repeat
 from selfadapt._before_after import Example, draw_example
 from selfadapt._charts import draw_calibration, draw_curves
 from selfadapt._disk import write_file
-from selfadapt._errors import CheckpointError, refuse_damage
+from selfadapt._errors import CheckpointError, refuse_damage, sentence
 from selfadapt._fates import FATES, summed
-from selfadapt._look import Look
+from selfadapt._portfolio import Seen
+from selfadapt._quality import Quality
 from selfadapt._rundir import CALIBRATION, Row, RunDirectory
-from selfadapt._verdict import Thresholds, objection, rise
+from selfadapt._verdict import Thresholds, objection, unconfirmed
 
 _OUTCOMES = {
     "improved": (
@@ -98,7 +99,7 @@ def write_report(run: str | Path | RunDirectory, scores: Sequence[str] = ()) -> 
             kind=kind,
             outcome=html.escape(result["outcome"].capitalize()),
             meaning=meaning,
-            reason=html.escape(f"{result['reason'][:1].upper()}{result['reason'][1:]}."),
+            reason=html.escape(sentence(result["reason"])),
             next=advice,
             scores=_listed(scores),
             facts=_facts(directory, result),
@@ -145,9 +146,10 @@ def _cells(kind: str, texts: Sequence[str]) -> str:
 
 def _facts(directory: RunDirectory, result: Mapping[str, Any]) -> str:
     data = directory.read_json("data.json")
-    ap, low, high = (result["quality"][name] for name in ("ap50", "low", "high"))
+    estimate = Quality.from_dict(result["quality"])
     quality = "<strong>unknown</strong><small>the network finds nothing, or cannot say</small>"
-    if ap is not None:
+    if not math.isnan(estimate.ap):
+        ap, low, high = estimate.ap, estimate.low, estimate.high
         quality = (
             f"<strong>{ap:.2f}</strong>"
             f'<div class="range" role="img" aria-label="{low:.2f} to {high:.2f}">'
@@ -219,15 +221,15 @@ def _calibration(directory: RunDirectory) -> str:
     if not (directory.path / CALIBRATION).exists():
         return ""
     calibration = directory.read_json(CALIBRATION)
-    words = html.escape(f"{calibration['words'][:1].upper()}{calibration['words'][1:]}.")
+    words = html.escape(sentence(calibration["words"]))
     return _filled("calibration.html", words=words, chart=draw_calibration(calibration))
 
 
 def _rows(directory: RunDirectory, history: Sequence[Row], result: Mapping[str, Any]) -> str:
     """A row of the table for each look."""
-    looks = directory.read_json("looks.json")["looks"]
-    seen = {(each["candidate"] + "+tta" * each["tta"], each["iteration"]): each for each in looks}
-    first = Look.from_dict(looks[0]["look"])
+    looks = [Seen.from_dict(each) for each in directory.read_json("looks.json")["looks"]]
+    seen = {(each.name, each.iteration): each for each in looks}
+    first = looks[0].look
     kept, there = (result["candidate"], int(result["iteration"])), set(directory.snapshots())
     rows = ""
     for row in history:
@@ -237,12 +239,10 @@ def _rows(directory: RunDirectory, history: Sequence[Row], result: Mapping[str, 
         told = seen.get((name, steps))
         snapshot, against = "", ""
         if told is not None:
-            snapshot = str(told["snapshot"]) if told["snapshot"] in there else "not kept"
+            snapshot = str(told.snapshot) if told.snapshot in there else "not kept"
             if name != "initial" and len(first.count):
-                look = Look.from_dict(told["look"])
-                against = objection(first, look, Thresholds(), len(looks) - 1) or "nothing"
-                if against == "nothing" and rise(first, look, half=1)[0] <= 0:
-                    against = "its gain is not there in the other half of the objects"
+                wrong = objection(first, told.look, Thresholds(), len(looks) - 1)
+                against = wrong or unconfirmed(first, told.look) or "nothing"
         rows += (
             f"<tr{' class=chosen' if (name, steps) == kept else ''}>"
             + _cells("td", [name, str(steps), *(_figure(row.get(each)) for each in _TABLE)])

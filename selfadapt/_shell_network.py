@@ -11,13 +11,7 @@ from selfadapt._check import estimate_quality
 from selfadapt._disk import write_file
 from selfadapt._events import Teller
 from selfadapt._images import open_images
-from selfadapt._options import (
-    check_file,
-    model_parser,
-    open_model,
-    option_names,
-    ready,
-)
+from selfadapt._options import check_file, model_parser, open_model, option_names, ready
 from selfadapt._rundir import ORIGIN
 
 

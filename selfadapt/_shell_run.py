@@ -12,14 +12,9 @@ from selfadapt._adapt import adapt
 from selfadapt._config import Config
 from selfadapt._demo import run_demo
 from selfadapt._disk import appearing
-from selfadapt._errors import ConfigError
+from selfadapt._errors import ConfigError, sentence
 from selfadapt._monitors import EmbeddingDrift, FalseNegativeRate, Monitor
-from selfadapt._options import (
-    make_parser,
-    model_parser,
-    open_model,
-    refuse_empty,
-)
+from selfadapt._options import make_parser, model_parser, open_model, refuse_empty
 from selfadapt._registry import adapters
 from selfadapt._report import write_report
 from selfadapt._rundir import COMMAND, ORIGIN, REPEATS, RunDirectory
@@ -73,12 +68,8 @@ def adapt_command(words: Sequence[str]) -> bool:
     else:
         print(f"Report:  pip install 'selfadapt[report]', then: selfadapt report {options.out}")
     print(f"Quality: expected AP at an IoU of 0.5, without labels, {result.quality}")
-    print(f"Verdict: {result.outcome}. {_sentence(result.reason)}")
+    print(f"Verdict: {result.outcome}. {sentence(result.reason)}")
     return result.outcome != "not to be trusted"
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _criterion(stop: str, tau: float | None) -> Monitor | Literal["auto"] | None:

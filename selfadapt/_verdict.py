@@ -92,14 +92,15 @@ def decide(
     # chosen on one half of the places, confirmed on the other: the best of several is flattered
     able.sort(key=lambda k: -rise(first, others[k], half=0)[0])
     for best in able:
-        if rise(first, others[best], half=1)[0] > 0:
+        wrong = unconfirmed(first, others[best])
+        if wrong is None:
             before = f"{first.stability:.2f}" if first.count.any() else "nothing found"
             found = (
                 "what it finds is more stable under other scales than before "
                 f"({before} -> {others[best].stability:.2f})"
             )
             return Verdict("improved", best, found, estimate(others[best]))
-        objections[best] = "its gain is not there in the other half of the objects"
+        objections[best] = wrong
     if not first_quality.trusted:
         sentence = first_quality.verdict.removeprefix("not to be trusted: ").removesuffix(".")
         return Verdict("not to be trusted", None, sentence, first_quality)
@@ -129,6 +130,13 @@ def objection(first: Look, look: Look, asked: Thresholds, candidates: int = 1) -
     if not gain >= needed:
         return f"its stability changes by {gain:+.3f}, and {needed:+.3f} is needed"
     return None
+
+
+def unconfirmed(first: Look, look: Look) -> str | None:
+    """Why a network that nothing else speaks against is not kept; None if its gain is confirmed."""
+    if rise(first, look, half=1)[0] > 0:
+        return None
+    return "its gain is not there in the other half of the objects"
 
 
 def veto(first: Look, look: Look, asked: Thresholds) -> str | None:

@@ -40,7 +40,7 @@ class Parser(ArgumentParser):
         if before == "unrecognized arguments":
             return self._unknown(rest.split())
         if rest == "expected one argument":
-            return f"{before.removeprefix('argument ')} takes a value: give one after it"
+            return without_value(message)
         return message
 
     def _wrong_value(self, name: str, reasons: str, value: str) -> str:
@@ -74,6 +74,11 @@ class Parser(ArgumentParser):
         else:
             hint = ""
         return f"`{self.prog}` knows no {_flag(name)}{hint}"
+
+
+def without_value(message: str) -> str:
+    """What argparse's "argument --images: expected one argument" means."""
+    return f"{message.partition(':')[0].removeprefix('argument ')} takes a value: give one after it"
 
 
 def _flag(name: str) -> str:

@@ -3,8 +3,7 @@
 import copy
 import json
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,6 +16,7 @@ from selfadapt import (
     ConfigError,
     Event,
     ImageError,
+    LazyImage,
     OutputError,
     Quality,
     SelfAdaptError,
@@ -138,26 +138,24 @@ def segment(networks: dict[str, Adapter], targets: Sequence[Target], talk: Talk)
     made = []
     bad: list[SelfAdaptError] = []
     for name, adapter in networks.items():
-        with _interruptible(adapter, talk) as network:
-            if network.auto:
-                network = calibrate(network, images, progress=False, callback=talk.say)
-            network.check(images)
-            talk.say(Event("stage", "segmentation", done, total, name))
-            for target in targets:
-                labels, count = target.blank(), 0
-                for index, image in target.planes():
-                    talk.refuse_cancelled()
-                    try:
-                        found = network.segment(image.read(), channel_axis=0)
-                    except (ImageError, OutputError) as error:
-                        bad.append(type(error)(f"{image}: {error}"))
-                        talk.say(str(bad[-1]))
-                    else:
-                        labels[index] = found
-                        count += len(np.unique(found[found > 0]))
-                    done += 1
-                    talk.say(Event("step", "segmentation", done, total, name))
-                made.append(Made(target, name, labels, count))
+        network = _interruptible(adapter, images, talk)
+        network.check(images)
+        talk.say(Event("stage", "segmentation", done, total, name))
+        for target in targets:
+            labels, count = target.blank(), 0
+            for index, image in target.planes():
+                talk.refuse_cancelled()
+                try:
+                    found = network.segment(image.read(), channel_axis=0)
+                except (ImageError, OutputError) as error:
+                    bad.append(type(error)(f"{image}: {error}"))
+                    talk.say(str(bad[-1]))
+                else:
+                    labels[index] = found
+                    count += len(np.unique(found[found > 0]))
+                done += 1
+                talk.say(Event("step", "segmentation", done, total, name))
+            made.append(Made(target, name, labels, count))
     if len(bad) == total:
         raise bad[0]
     return made
@@ -171,15 +169,11 @@ def check(adapter: Adapter, targets: Sequence[Target], talk: Talk) -> Quality:
         SelfAdaptError: see `estimate_quality`.
     """
     images = images_of(targets)
-    with _interruptible(adapter, talk) as network:
-        if network.auto:
-            network = calibrate(network, images, progress=False, callback=talk.say)
-        return estimate_quality(network, images)
+    return estimate_quality(_interruptible(adapter, images, talk), images)
 
 
-@contextmanager
-def _interruptible(adapter: Adapter, talk: Talk) -> Iterator[Adapter]:
-    """The adapter, which refuses to go on as soon as that is wanted."""
+def _interruptible(adapter: Adapter, images: Sequence[LazyImage], talk: Talk) -> Adapter:
+    """The adapter, calibrated, which refuses to go on as soon as that is wanted."""
     watched = copy.copy(adapter)
     forward = adapter.forward_tiled
 
@@ -188,7 +182,9 @@ def _interruptible(adapter: Adapter, talk: Talk) -> Iterator[Adapter]:
         return forward(model, image)
 
     vars(watched)["forward_tiled"] = forward_tiled
-    yield watched
+    if watched.auto:
+        return calibrate(watched, images, progress=False, callback=talk.say)
+    return watched
 
 
 def run(opened: Opened, targets: Sequence[Target], folder: str, talk: Talk) -> AdaptationResult:

@@ -30,6 +30,7 @@ from selfadapt import (
     SelfAdaptError,
     adapters,
 )
+from selfadapt._errors import sentence
 from selfadapt_napari import _jobs as jobs
 from selfadapt_napari import _words as words
 from selfadapt_napari._form import NO_AXIS, Form
@@ -226,7 +227,7 @@ class AdaptWidget(QWidget):
         """Of many steps the last, of many looks the last, and all that is in words."""
         for said in news:
             if isinstance(said, str):
-                self._say(words.sentence(said))
+                self._say(sentence(said))
         events = [said for said in news if isinstance(said, Event)]
         if events:
             self.bar.setRange(0, events[-1].total)

@@ -1,12 +1,7 @@
 """What the widget says, in words. Needs neither napari nor Qt."""
 
 from selfadapt import AdaptationResult, Event, Quality, SelfAdaptError
-
-
-def sentence(text: str) -> str:
-    """With a capital letter and a full stop."""
-    text = " ".join(text.split())
-    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
+from selfadapt._errors import sentence
 
 
 def of_error(error: Exception) -> str:
