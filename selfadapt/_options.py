@@ -49,9 +49,7 @@ def make_parser(command: str, doc: str | None, **positional: str) -> Parser:
     return parser
 
 
-def model_parser(
-    command: str, doc: str | None, words: Sequence[str]
-) -> tuple[Parser, type[Adapter]]:
+def model_parser(command: str, doc: str | None, words: Sequence[str]) -> Parser:
     """A parser with --adapter, --model, --images and the adapter's own options as flags."""
     parser = make_parser(command, doc)
     add = parser.add_argument
@@ -72,7 +70,7 @@ def model_parser(
         if not {"-h", "--help"} & set(words):
             raise ConfigError("--adapter is missing: give one that `selfadapt adapters` lists.")
         parser.description = f"{parser.description} Name an --adapter to see its options, too."
-        return parser, Adapter
+        return parser
     names = option_names(kind)
     other = {name for name in _opening(kind).parameters if name not in names}
     if _opens_itself(kind):
@@ -85,7 +83,8 @@ def model_parser(
             f"({', '.join(sorted(unknown))}): give RUN/model with --adapter and its options."
         )
     parser.set_defaults(given)
-    return parser, kind
+    parser.kind = kind
+    return parser
 
 
 def _named_adapter(words: Sequence[str]) -> tuple[type[Adapter] | None, dict[str, Any]]:

@@ -22,16 +22,22 @@ from selfadapt._matching import Matches, match
 from selfadapt._normalize import Image, checksum
 from selfadapt._options import check_file, model_parser, ready, refuse_empty
 from selfadapt._scores import IOUS, Row, summarise, to_csv
+from selfadapt._wording import Parser
 
 
-def segment_command(words: Sequence[str]) -> None:
-    """Write the instances of each image: as label TIFF, OME-Zarr, GeoJSON or ImageJ ROIs."""
-    parser, kind = model_parser("segment", segment_command.__doc__, words)
+def segment_parser(words: Sequence[str]) -> Parser:
+    parser = model_parser("segment", segment_command.__doc__, words)
     parser.add_argument("--out", type=str, required=True, help="folder to write to")
     formats = f"of the files in --out: {', '.join(FORMATS)}"
     parser.add_argument("--format", type=str, default="tiff", help=formats)
     parser.add_argument("--resume", action="store_true", help="go on where --out was left")
     parser.add_argument("--dask", type=str | None, help="scheduler whose workers do large images")
+    return parser
+
+
+def segment_command(words: Sequence[str]) -> None:
+    """Write the instances of each image: as label TIFF, OME-Zarr, GeoJSON or ImageJ ROIs."""
+    parser = segment_parser(words)
     options = parser.parse_args(words)
     refuse_empty(options.out)
     check_format(options.format)
@@ -48,7 +54,7 @@ def segment_command(words: Sequence[str]) -> None:
     there = {file for file in files if file.exists()}
     if there and not options.resume:
         raise ImageError(f"{str(min(there))!r} exists already: give a new folder, or --resume.")
-    adapter, told = ready(kind, options, sources)
+    adapter, told = ready(parser.kind, options, sources)
     told = json.loads(json.dumps(told))  # tuples are lists in a file
     for file in sorted(there):
         if not read_note(file, made).items() >= told.items():
@@ -122,12 +128,17 @@ def _by_stem(sources: Sequence[LazyImage]) -> dict[str, LazyImage]:
     return named
 
 
-def evaluate_command(words: Sequence[str]) -> None:
-    """Score a model against masks; prints JSON."""
-    parser, kind = model_parser("evaluate", evaluate_command.__doc__, words)
+def evaluate_parser(words: Sequence[str]) -> Parser:
+    parser = model_parser("evaluate", evaluate_command.__doc__, words)
     parser.add_argument("--masks", type=str, required=True, help="label images, named as images")
     parser.add_argument("--json", type=str | None, help="file that the scores are written to")
     parser.add_argument("--table", type=str | None, help="CSV file, a row for each image")
+    return parser
+
+
+def evaluate_command(words: Sequence[str]) -> None:
+    """Score a model against masks; prints JSON."""
+    parser = evaluate_parser(words)
     options = parser.parse_args(words)
     sources = open_images(options.images, channel_axis=options.channel_axis)
     refuse_masks(sources)
@@ -143,7 +154,7 @@ def evaluate_command(words: Sequence[str]) -> None:
     check_file("--table", options.table)
     if options.table and options.table == options.json:
         raise ConfigError(f"--json and --table are one file, {options.table!r}: give two.")
-    adapter, _ = ready(kind, options, sources)
+    adapter, _ = ready(parser.kind, options, sources)
     per_image = []
     rows: list[Row] = []
     bad: dict[str, SelfAdaptError] = {}

@@ -18,18 +18,22 @@ from selfadapt._options import make_parser, model_parser, open_model, refuse_emp
 from selfadapt._registry import adapters
 from selfadapt._report import write_report
 from selfadapt._rundir import COMMAND, ORIGIN, REPEATS, RunDirectory
+from selfadapt._wording import Parser
+
+
+def demo_parser(_: Sequence[str]) -> Parser:
+    parser = make_parser("demo", demo_command.__doc__)
+    parser.add_argument("--out", type=str, default="selfadapt-demo", help="folder of the run")
+    return parser
 
 
 def demo_command(words: Sequence[str]) -> None:
     """Adapt the bundled network to a real image, offline, and write a report."""
-    parser = make_parser("demo", demo_command.__doc__)
-    parser.add_argument("--out", type=str, default="selfadapt-demo", help="folder of the run")
-    run_demo(parser.parse_args(words).out)
+    run_demo(demo_parser(words).parse_args(words).out)
 
 
-def adapt_command(words: Sequence[str]) -> bool:
-    """Adapt a model to images without labels; the result is a RUN folder."""
-    parser, kind = model_parser("adapt", adapt_command.__doc__, words)
+def adapt_parser(words: Sequence[str]) -> Parser:
+    parser = model_parser("adapt", adapt_command.__doc__, words)
     add = parser.add_argument
     add("--out", type=str, required=True, help="RUN folder to write")
     add("--validation", type=str | None, help="held-out images (default: a share of the images)")
@@ -39,9 +43,15 @@ def adapt_command(words: Sequence[str]) -> bool:
     add("--resume", action="store_true", help="go on with RUN, or start it")
     add("--calibrate", type=bool, default=True, help="find scale and polarity where not said")
     parser.add_class_arguments(Config)
+    return parser
+
+
+def adapt_command(words: Sequence[str]) -> bool:
+    """Adapt a model to images without labels; the result is a RUN folder."""
+    parser = adapt_parser(words)
     options = parser.parse_args(words)
     refuse_empty(options.out)
-    adapter, origin = open_model(kind, options)
+    adapter, origin = open_model(parser.kind, options)
     repeat = options.clone()
     repeat.pop("resume")  # the file starts a run of its own
     began = shlex.join(["selfadapt", "adapt", *(word for word in words if word != "--resume")])
@@ -84,16 +94,21 @@ def _criterion(stop: str, tau: float | None) -> Monitor | Literal["auto"] | None
     return "auto" if stop == "auto" else None
 
 
+def select_parser(words: Sequence[str]) -> Parser:
+    parser = model_parser("select", select_command.__doc__, words)
+    parser.add_argument("--out", type=str, required=True, help="model to write, as its family does")
+    return parser
+
+
 def select_command(words: Sequence[str]) -> None:
     """Save another snapshot of a RUN folder as a model of its own."""
-    parser, kind = model_parser("select", select_command.__doc__, words)
-    parser.add_argument("--out", type=str, required=True, help="model to write, as its family does")
+    parser = select_parser(words)
     options = parser.parse_args(words)
     refuse_empty(options.out)
     target = Path(options.out)
     if target.exists():
         raise ConfigError(f"{options.out!r} exists already: give another --out.")
-    adapter, _ = open_model(kind, options)
+    adapter, _ = open_model(parser.kind, options)
     with appearing(target) as partial:
         adapter.save(partial)
     print(f"Model:   {target}")
@@ -101,14 +116,21 @@ def select_command(words: Sequence[str]) -> None:
         print(f"Use it:  {usage}")
 
 
+def report_parser(_: Sequence[str]) -> Parser:
+    return make_parser("report", report_command.__doc__, run="RUN folder")
+
+
 def report_command(words: Sequence[str]) -> None:
     """Draw the report of a RUN folder."""
-    run = make_parser("report", report_command.__doc__, run="RUN folder").parse_args(words).run
-    print(write_report(run))
+    print(write_report(report_parser(words).parse_args(words).run))
+
+
+def adapters_parser(_: Sequence[str]) -> Parser:
+    return make_parser("adapters", adapters_command.__doc__)
 
 
 def adapters_command(words: Sequence[str]) -> None:
     """List the adapters, and what is missing for them."""
-    make_parser("adapters", adapters_command.__doc__).parse_args(words)
+    adapters_parser(words).parse_args(words)
     for name, missing in sorted(adapters().items()):
         print(f"{name:12} {missing or 'ready'}")

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 
 from jsonargparse import ArgumentParser, Namespace
 
+from selfadapt._adapter import Adapter
 from selfadapt._config import Config
 from selfadapt._errors import ConfigError
 
@@ -17,7 +18,13 @@ VALUE = re.compile(r'Parser key "([\w.]+)":(.*)(?:Given|Got) value: (.*)', re.DO
 
 
 class Parser(ArgumentParser):
-    """A parser that says which flag is wrong, what it takes, and an example."""
+    """A parser that says which flag is wrong, what it takes, and an example.
+
+    Attributes:
+        kind: the adapter whose options are among its flags; not there if none was named.
+    """
+
+    kind: type[Adapter]
 
     def parse_args(self, words: Sequence[str]) -> Namespace:  # type: ignore[override]
         """As of the base class.

@@ -74,7 +74,8 @@ def open_choice(choice: Choice) -> Opened:
     words = [f"--model={model}", "--images=."]
     if not (RunDirectory(model).path / ORIGIN).exists():
         words.append(f"--adapter={choice.adapter}")
-    parser, kind = model_parser("adapt", None, words)
+    parser = model_parser("adapt", None, words)
+    kind = parser.kind
     parser.add_argument("--calibrate", type=bool, default=True)
     parser.add_class_arguments(Config)
     known = {*option_names(kind), "calibrate", *SETTINGS}
