@@ -8,34 +8,84 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import version
+from typing import NamedTuple
 
 from torch.distributed import is_torchelastic_launched
 
+from selfadapt._completion import SHELLS, completion
 from selfadapt._errors import SelfAdaptError
-from selfadapt._shell_images import evaluate_command, segment_command
-from selfadapt._shell_network import calibrate_command, check_command, export_command
+from selfadapt._options import make_parser
+from selfadapt._registry import adapters
+from selfadapt._shell_images import (
+    evaluate_command,
+    evaluate_parser,
+    segment_command,
+    segment_parser,
+)
+from selfadapt._shell_network import (
+    calibrate_command,
+    calibrate_parser,
+    check_command,
+    check_parser,
+    export_command,
+    export_parser,
+)
 from selfadapt._shell_run import (
     adapt_command,
+    adapt_parser,
     adapters_command,
+    adapters_parser,
     demo_command,
+    demo_parser,
     report_command,
+    report_parser,
     select_command,
+    select_parser,
 )
+from selfadapt._wording import Parser
 
 NOT_TRUSTED = 3
 """Exit code where the verdict is that a network is not to be trusted."""
 
-COMMANDS: dict[str, Callable[[Sequence[str]], bool | None]] = {
-    "demo": demo_command,
-    "adapt": adapt_command,
-    "segment": segment_command,
-    "evaluate": evaluate_command,
-    "check": check_command,
-    "calibrate": calibrate_command,
-    "select": select_command,
-    "export": export_command,
-    "report": report_command,
-    "adapters": adapters_command,
+
+def completion_parser(_: Sequence[str]) -> Parser:
+    parser = make_parser("completion", completion_command.__doc__)
+    parser.add_argument("shell", choices=SHELLS, help="which shell it is for")
+    return parser
+
+
+def completion_command(words: Sequence[str]) -> None:
+    """Print what lets a shell complete commands and flags with the tab key."""
+    shell = completion_parser(words).parse_args(words).shell
+    found = adapters()
+    ready = [["--adapter", name] for name, missing in found.items() if missing is None]
+    parsers = {}
+    for name, command in COMMANDS.items():
+        plain = command.parser(["--help"])
+        more = ready if plain.takes("adapter") else []
+        parsers[name] = [plain, *(command.parser(words) for words in more)]
+    print(completion(shell, parsers, list(found)))
+
+
+class Command(NamedTuple):
+    """What the first word names."""
+
+    parser: Callable[[Sequence[str]], Parser]
+    run: Callable[[Sequence[str]], bool | None]
+
+
+COMMANDS = {
+    "demo": Command(demo_parser, demo_command),
+    "adapt": Command(adapt_parser, adapt_command),
+    "segment": Command(segment_parser, segment_command),
+    "evaluate": Command(evaluate_parser, evaluate_command),
+    "check": Command(check_parser, check_command),
+    "calibrate": Command(calibrate_parser, calibrate_command),
+    "select": Command(select_parser, select_command),
+    "export": Command(export_parser, export_command),
+    "report": Command(report_parser, report_command),
+    "adapters": Command(adapters_parser, adapters_command),
+    "completion": Command(completion_parser, completion_command),
 }
 
 
@@ -60,13 +110,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{name} works in one process: start it without torchrun.")
     try:
         with _sigterm_as_interrupt(), _quiet(several and os.environ["RANK"] != "0"):
-            trusted = COMMANDS[name](rest)
+            trusted = COMMANDS[name].run(rest)
     except SelfAdaptError as error:
         return _fail(str(error))
     except OSError as error:
         return _fail(f"{error.filename or ''}: {error.strerror or error}".lstrip(": "))
     except KeyboardInterrupt:
-        return _fail("interrupted; `adapt` and `segment` go on with --resume.", 130)
+        return _fail("interrupted; `demo`, `adapt` and `segment` go on with --resume.", 130)
     # torchrun takes any other code than 0 for a crash
     return NOT_TRUSTED if trusted is False and not several else 0
 
@@ -108,5 +158,5 @@ def _fail(message: str, code: int = 2) -> int:
 
 
 def _usage() -> str:
-    lines = [f"  {name:9} {command.__doc__}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:10} {command.run.__doc__}" for name, command in COMMANDS.items()]
     return "usage: selfadapt COMMAND [options]; selfadapt COMMAND --help\n\n" + "\n".join(lines)

@@ -43,17 +43,18 @@ def demo_image() -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     return negative.astype(np.float32), resize_labels(labels, (size[0], size[1]))
 
 
-def run_demo(out: str | Path, iterations: int = 200) -> None:
+def run_demo(out: str | Path, iterations: int = 200, resume: bool = False) -> None:
     """Adapt the bundled network to the demo image; write run and report to the folder `out`."""
     image, labels = demo_image()
     adapter = load_adapter("smp").from_pretrained("demo")
     config = Config(iterations=iterations, validate_every=50, candidates="default,batch,teacher")
-    try:
-        RunDirectory(out).check(config, resume=False)
-    except CheckpointError:
-        raise CheckpointError(
-            f"{str(out)!r} is not empty: give another folder, --out DIR."
-        ) from None
+    if not resume:
+        try:
+            RunDirectory(out).check(config, resume=False)
+        except CheckpointError:
+            raise CheckpointError(
+                f"{str(out)!r} is not empty: give another folder, --out DIR, or --resume to go on."
+            ) from None
     print(
         "Network  a small U-Net, trained on fluorescent nuclei of two other data sets\n"
         "Image    fluorescent nuclei (2018 Data Science Bowl, from the package stardist), made\n"
@@ -61,7 +62,7 @@ def run_demo(out: str | Path, iterations: int = 200) -> None:
         "Finding scale and polarity, then adapting, without labels; a few minutes on a CPU ...",
         flush=True,
     )
-    result = adapt(adapter, image, config=config, output_dir=out)
+    result = adapt(adapter, image, config=config, output_dir=out, resume=resume)
     found = result.adapter.input
     calibrated = adapter.with_input(replace(found, tta=False))
     stages = {"As it is": adapter, "Calibrated": calibrated, "Adapted": result.adapter}

@@ -24,12 +24,14 @@ from selfadapt._wording import Parser
 def demo_parser(_: Sequence[str]) -> Parser:
     parser = make_parser("demo", demo_command.__doc__)
     parser.add_argument("--out", type=str, default="selfadapt-demo", help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="go on where it was interrupted")
     return parser
 
 
 def demo_command(words: Sequence[str]) -> None:
     """Adapt the bundled network to a real image, offline, and write a report."""
-    run_demo(demo_parser(words).parse_args(words).out)
+    options = demo_parser(words).parse_args(words)
+    run_demo(options.out, resume=options.resume)
 
 
 def adapt_parser(words: Sequence[str]) -> Parser:

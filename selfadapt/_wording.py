@@ -14,6 +14,7 @@ from selfadapt._errors import ConfigError
 
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 EXPECTED = re.compile(r"Expected an? (?:<class '(\w+)'>|(?:typing\.)?Literal\[([^]]*)\])")
+CHOICE = re.compile(r"invalid choice: (.*) \(choose from (.*)\)")
 VALUE = re.compile(r'Parser key "([\w.]+)":(.*)(?:Given|Got) value: (.*)', re.DOTALL)
 
 
@@ -38,6 +39,10 @@ class Parser(ArgumentParser):
             told = self._in_words(str(error))
             raise ConfigError(f"{told} (see: {self.prog} --help)") from None
 
+    def takes(self, name: str) -> bool:
+        """Whether it has an argument of that name."""
+        return any(action.dest == name for action in self._actions)
+
     def _in_words(self, message: str) -> str:
         before, _, rest = message.partition(": ")
         if found := VALUE.match(message):
@@ -46,6 +51,8 @@ class Parser(ArgumentParser):
             return "; ".join(self._missing(name) for name in rest.split(", "))
         if before == "unrecognized arguments":
             return self._unknown(rest.split())
+        if found := CHOICE.match(rest):
+            return f"{found[1]} is not allowed: it is one of {found[2].replace(chr(39), '')}"
         if rest == "expected one argument":
             return without_value(message)
         return message
@@ -57,15 +64,15 @@ class Parser(ArgumentParser):
             if kind != "NoneType"
         ]
         if not kinds or not all(kinds):
-            return f"{_flag(name)} {value.strip()!r} is not allowed:{reasons.rstrip()}"
+            return f"{flag_of(name)} {value.strip()!r} is not allowed:{reasons.rstrip()}"
         default = self.get_default(name)
-        example = "" if default is None else f", such as {_flag(name)} {str(default).lower()}"
+        example = "" if default is None else f", such as {flag_of(name)} {str(default).lower()}"
         takes = " or ".join(kinds)
-        return f"{_flag(name)} {value.strip()!r} is not allowed: it takes {takes}{example}"
+        return f"{flag_of(name)} {value.strip()!r} is not allowed: it takes {takes}{example}"
 
     def _missing(self, name: str) -> str:
         action = next((a for a in self._actions if a.dest == name), None)
-        flag = _flag(name) if action is None or action.option_strings else name.upper()
+        flag = flag_of(name) if action is None or action.option_strings else name.upper()
         return f"{flag} is missing" + (f": {action.help}" if action and action.help else "")
 
     def _unknown(self, words: list[str]) -> str:
@@ -75,12 +82,12 @@ class Parser(ArgumentParser):
         name = flags[0].removeprefix("--")
         known = [a.dest for a in self._actions if a.option_strings]
         if close := get_close_matches(name, known, 1):
-            hint = f": did you mean {_flag(close[0])}?"
+            hint = f": did you mean {flag_of(close[0])}?"
         elif name in {field.name for field in fields(Config)}:
             hint = ": it is a setting of `selfadapt adapt`"
         else:
             hint = ""
-        return f"`{self.prog}` knows no {_flag(name)}{hint}"
+        return f"`{self.prog}` knows no {flag_of(name)}{hint}"
 
 
 def without_value(message: str) -> str:
@@ -88,5 +95,6 @@ def without_value(message: str) -> str:
     return f"{message.partition(':')[0].removeprefix('argument ')} takes a value: give one after it"
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
+    """As it is typed: `--batch-size` for `batch_size`."""
     return f"--{name.replace('_', '-')}"

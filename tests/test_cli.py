@@ -21,7 +21,7 @@ from helpers import discs, equal_states
 from safetensors.torch import load_file
 
 from selfadapt import Input, match, open_images
-from selfadapt._cli import main
+from selfadapt._cli import COMMANDS, main
 from selfadapt._demo import run_demo
 from selfadapt._labels import FORMATS, read_note
 from selfadapt._masks import refuse_photographs
@@ -195,9 +195,7 @@ def test_adapters_lists_what_is_installed(capsys):
     assert "smp          ready" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "command", ["demo", "adapt", "segment", "evaluate", "select", "export", "report", "adapters"]
-)
+@pytest.mark.parametrize("command", list(COMMANDS))
 def test_each_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
@@ -226,6 +224,8 @@ def test_the_demo_prints_scores_and_writes_its_report(tmp_path, capsys):
     captured = capsys.readouterr()
     assert "give another folder, --out DIR" in captured.err
     assert not captured.out
+    assert main(["demo", "--out", str(tmp_path / "demo"), "--resume"]) == 2
+    assert "iterations" in capsys.readouterr().err  # goes on with the same settings only
 
 
 def test_a_run_made_from_python_says_how_to_open_it(tmp_path, capsys):

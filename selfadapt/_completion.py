@@ -1,0 +1,61 @@
+"""What a shell needs to complete commands and flags with the tab key."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args, get_origin
+
+import shtab
+
+from selfadapt._labels import FORMATS
+from selfadapt._wording import Parser, flag_of
+
+SHELLS = tuple(shtab.SUPPORTED_SHELLS)
+PATHS = ("model", "images", "masks", "validation", "out", "config", "json", "table", "run")
+"""Arguments that take a file or a folder."""
+
+
+def completion(shell: str, parsers: Mapping[str, Sequence[Parser]], adapters: Sequence[str]) -> str:
+    """A script that makes a shell complete `selfadapt`.
+
+    Args:
+        shell: one of `SHELLS`.
+        parsers: of each command, by its name, one or more: what any of them knows is completed.
+        adapters: names that --adapter takes.
+    """
+    whole = argparse.ArgumentParser("selfadapt")
+    whole.add_argument("--version", action="store_true")
+    commands = whole.add_subparsers()
+    listed = {"adapter": list(adapters), "format": list(FORMATS)}
+    for name, several in parsers.items():
+        about = several[-1].description
+        plain = commands.add_parser(name, help=about, description=about, add_help=False)
+        for action in {a.dest: a for parser in several for a in parser._actions}.values():
+            if action.help != argparse.SUPPRESS:
+                _add(
+                    plain,
+                    action,
+                    listed.get(action.dest) or _words(getattr(action, "_typehint", None)),
+                )
+    return str(shtab.complete(whole, shell))
+
+
+def _add(parser: argparse.ArgumentParser, action: argparse.Action, listed: Sequence[str]) -> None:
+    """An argument as typed in a shell, with nothing but what is completed."""
+    names = [flag_of(action.dest)] if action.option_strings else [action.dest]
+    added: Any
+    if action.nargs == 0:
+        added = parser.add_argument(*names, action="store_true", help=action.help)
+    else:
+        words = listed or action.choices or _words(getattr(action, "_typehint", None))
+        added = parser.add_argument(*names, choices=words or None, help=action.help)
+    if action.dest in PATHS:
+        added.complete = shtab.FILE
+
+
+def _words(kind: Any) -> list[str]:
+    """The words among what an argument of a type takes: "auto", "none", "true", ..."""
+    if kind is bool:
+        return ["true", "false"]
+    if get_origin(kind) is Literal:
+        return [str(value) for value in get_args(kind)]
+    return [word for each in get_args(kind) for word in _words(each)]
