@@ -1,5 +1,6 @@
 """One call from images to an adapted model."""
 
+import logging
 import shutil
 import tempfile
 import weakref
@@ -15,7 +16,7 @@ from selfadapt import _ranks as ranks
 from selfadapt._adapter import Adapter
 from selfadapt._calibrate import FOUND, go_on, search
 from selfadapt._config import Config
-from selfadapt._crops import Crops, evenly, exchange, hold_out
+from selfadapt._crops import Crops, evenly, exchange, hold_out, share_of_batch
 from selfadapt._errors import ConfigError, refuse_damage
 from selfadapt._events import Callback, Event, Teller
 from selfadapt._fates import Fate, fates, summed
@@ -24,13 +25,15 @@ from selfadapt._judge import Judge
 from selfadapt._lazy import LazyImage
 from selfadapt._masks import refuse_masks
 from selfadapt._monitors import EmbeddingDrift, Monitor
-from selfadapt._network import check_network, checksum_of
+from selfadapt._network import check_network, checksum_of, compiled_in_place
 from selfadapt._portfolio import TTA, Portfolio
 from selfadapt._predict import predict
 from selfadapt._quality import Quality
 from selfadapt._run import SelfAdaptation, Stop
 from selfadapt._rundir import CALIBRATION, INPUT, Row, RunDirectory
 from selfadapt._verdict import Outcome
+
+logger = logging.getLogger(__name__)
 
 EXAMPLES = 4
 """Windows of held-out images of which instances before and after are kept for the report."""
@@ -147,8 +150,14 @@ def adapt(
     if not isinstance(adapter, Adapter):
         raise ConfigError(f"adapter is a {type(adapter).__name__}: give an Adapter.")
     check_network(getattr(adapter, "model", None))
+    if compiled_in_place(adapter.model):
+        logger.warning(
+            "the network was compiled in place, and the run works with plain copies: the same, "
+            "at another speed. What `torch.compile(model)` gives is copied as it is."
+        )
     if not isinstance(config, Config):
         raise ConfigError(f"config is a {type(config).__name__}: give Config(...).")
+    share_of_batch(config)  # refused before any work
     if stop not in ("auto", None) and (isinstance(stop, type) or not callable(stop)):
         raise ConfigError(
             f"stop={stop!r} is not allowed: give EmbeddingDrift(), FalseNegativeRate(), a "

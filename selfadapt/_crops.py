@@ -55,12 +55,7 @@ class Crops:
         """Checksum of each image that could be used, by its number."""
         self._before: dict[str, str] = {}
         self.side = crop_side(adapter, config)
-        self._size, left = divmod(config.batch_size, ranks.count())
-        if left:
-            raise ConfigError(
-                f"batch_size={config.batch_size} cannot be shared by {ranks.count()} processes: "
-                "give a multiple of their number."
-            )
+        self._size = share_of_batch(config)
 
     def check(self) -> None:
         """Read the first images, so that bad ones are named before any work starts.
@@ -286,6 +281,21 @@ def _is_useful(source: LazyImage) -> bool:
         return not is_blank(source)
     except ImageError:
         return False
+
+
+def share_of_batch(config: Config) -> int:
+    """How many crops of a batch each process takes.
+
+    Raises:
+        ConfigError: they would not all take as many.
+    """
+    share, left = divmod(config.batch_size, ranks.count())
+    if left:
+        raise ConfigError(
+            f"batch_size={config.batch_size} cannot be shared by {ranks.count()} processes: give a "
+            "multiple of their number."
+        )
+    return share
 
 
 def crop_side(adapter: Adapter, config: Config) -> int:

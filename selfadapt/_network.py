@@ -49,6 +49,12 @@ def uncompiled(network: nn.Module) -> nn.Module:
     return plain
 
 
+def compiled_in_place(network: nn.Module) -> bool:
+    """Whether `network.compile()` was called on it or a part, which copies of it forget."""
+    parts = network.modules()
+    return any(getattr(part, "_compiled_call_impl", None) is not None for part in parts)
+
+
 def copy_network(network: Network, device: torch.device, *, frozen: bool = False) -> Network:
     """A float32 copy on `device` with parameters of its own; `frozen`: eval mode, no gradients.
 

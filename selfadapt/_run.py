@@ -63,7 +63,7 @@ class SelfAdaptation:
         student: the network that is trained.
         teacher: the moving average of the student, always in eval mode.
         initial: the network before adaptation, frozen.
-        iteration: number of optimiser steps taken by `step`.
+        iteration: number of optimiser steps, as `step` and `update_teacher` count them.
     """
 
     def __init__(self, adapter: Adapter, config: Config | None = None) -> None:
@@ -198,9 +198,7 @@ class SelfAdaptation:
         if self.config.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.parameters(), self.config.gradient_clip)
         self.optimizer.step()
-        self.iteration += 1
-        if self.iteration % self.config.ema_every == 0:
-            self.update_teacher()
+        self.update_teacher()
         return info
 
     def moves_bottleneck(self, images: Tensor) -> bool:
@@ -221,8 +219,14 @@ class SelfAdaptation:
         return self.config.batch_norm == "batch" or learns
 
     def update_teacher(self) -> None:
-        """Move the teacher towards the student by the exponential moving average."""
-        update_teacher(self.teacher, self.student, self.config.ema_decay)
+        """What follows an optimiser step: the iteration is counted, and the teacher moves.
+
+        It moves towards the student by the exponential moving average, at every
+        `config.ema_every`-th iteration. `step` does this by itself.
+        """
+        self.iteration += 1
+        if self.iteration % self.config.ema_every == 0:
+            update_teacher(self.teacher, self.student, self.config.ema_decay)
 
     def iterate(
         self, batches: Iterable[Tensor], judge: Judge | None = None

@@ -96,6 +96,8 @@ def main(root):
         (root / "foreign" / "notes.txt").touch()
         told["foreign"] = refused(CheckpointError, lambda: whole(adapter, root / "foreign"))
         told["uneven"] = refused(ConfigError, lambda: steps(batch_size=3))
+        uneven = config(batch_size=3)  # said before the images are looked for
+        told["early"] = refused(ConfigError, lambda: adapt(adapter, "nowhere", config=uneven))
         told["temporary"] = whole(adapter, None)["reason"]
         torch.save(told, root / f"{ranks.rank()}.pt")
 

@@ -504,6 +504,22 @@ def test_the_method_runs_in_somebody_elses_loop_and_leaves_the_random_state_alon
     assert all(not torch.equal(now, before) for now, before in pairs)
 
 
+def test_a_loop_of_ones_own_moves_the_teacher_as_often_as_said():
+    run = SelfAdaptation(SmallAdapter(), config(ema_every=3))
+    moved = []
+    for _ in range(7):
+        before = copy.deepcopy(run.teacher.state_dict())
+        with torch.no_grad():  # an optimiser of one's own
+            for parameter in run.parameters():
+                parameter.add_(0.1)
+        run.update_teacher()
+        now = run.teacher.state_dict().values()
+        pairs = zip(now, before.values(), strict=True)
+        moved.append(any(not torch.equal(value, earlier) for value, earlier in pairs))
+    assert moved == [False, False, True, False, False, True, False]
+    assert run.iteration == 7
+
+
 def test_categorical_doubt_is_grouped_by_the_winning_class():
     votes = torch.tensor([[0.2, 0.7, 0.1], [0.4, 0.5, 0.1]]).view(2, 1, 3, 1, 1)
     doubt, group = Categorical(3).doubt(votes)

@@ -34,6 +34,21 @@ def test_reparametrised_networks_adapt_and_stay_as_they_are(tmp_path, norm):
     assert not equal_states(before, adapted)
 
 
+def test_compiled_networks_adapt_as_others_do(tmp_path, caplog):
+    expected = run_adapt(SmallAdapter(), tmp_path / "plain").adapter.model.state_dict()
+    assert "compile" not in caplog.text
+    wrapped = SmallAdapter()
+    wrapped.model = torch.compile(wrapped.model, backend="eager")
+    found = run_adapt(wrapped, tmp_path / "wrapped").adapter.model
+    assert equal_states(expected, found._orig_mod.state_dict())
+    assert "compile" not in caplog.text
+    in_place = SmallAdapter()
+    in_place.model.compile(backend="eager")
+    found = run_adapt(in_place, tmp_path / "in place").adapter.model
+    assert equal_states(expected, found.state_dict())
+    assert "works with plain copies" in caplog.text  # which torch makes of it
+
+
 @pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16])
 def test_other_precisions_segment_and_adapt(tmp_path, kind):
     adapter = trained_adapter()

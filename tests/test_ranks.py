@@ -102,6 +102,7 @@ def test_what_is_wrong_is_said_by_all(told):
         assert each["uneven"] == (
             "batch_size=3 cannot be shared by 2 processes: give a multiple of their number."
         )
+        assert each["early"] == each["uneven"]
 
 
 def test_other_commands_work_in_one_process():
