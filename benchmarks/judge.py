@@ -38,9 +38,9 @@ WORST = -0.05
 Array = NDArray[Any]
 
 OPTIONS = [
-    Thresholds(risk=risk, missed=missed, ratio=ratio)
-    for risk, missed, ratio in product(
-        (0.02, 0.05, 0.1, 0.15, 0.25, 0.35), (0.15, 0.3, 1.0), (1.25, 1.5, 2.0)
+    Thresholds(risk=risk, missed=missed, added=added)
+    for risk, missed, added in product(
+        (0.02, 0.05, 0.1, 0.15, 0.25, 0.35), (0.15, 0.3, 1.0), (0.1, 0.2, 0.3, 0.4, 1.0)
     )
 ]
 
@@ -266,14 +266,14 @@ def decision_table(settings: Sequence[Setting], elsewhere: Mapping[str, Threshol
         here = [c for c in these if c.setting.domain == domain]
         kept = [c.accepted(asked) for c in here]
         taken |= {c.setting.name: each for c, each in zip(here, kept, strict=True)}
-        told = f"{asked.risk}, {asked.missed}, {asked.ratio}"
+        told = f"{asked.risk}, {asked.missed}, {asked.added}"
         rows.append([domain, str(len(here)), told, *score(here, kept).cells()])
     total = score(these, [taken[c.setting.name] for c in these]).cells()
     rows.append(["**all, each without its domain**", str(len(these)), "", *total])
     shipped = score(these, [c.accepted(Thresholds()) for c in these]).cells()
     rows.append(["shipped, nothing left out", str(len(these)), "", *shipped])
     head = [
-        "domain", "changes", "risk, missed, ratio", "harmful accepted", "worst accepted",
+        "domain", "changes", "risk, missed, added", "harmful accepted", "worst accepted",
         "helpful accepted", "gain kept",
     ]  # fmt: skip
     return table(head, rows)
@@ -311,11 +311,11 @@ def trade_off(settings: Sequence[Setting]) -> str:
     """The ROC of the decision: harm against help, by the risk that is run."""
     these = changes(settings)
     rows = []
-    for risk, ratio in product((0.02, 0.05, 0.1, 0.15, 0.25, 0.35, 0.5), (1.5, 4.0)):
-        asked = Thresholds(risk=risk, ratio=ratio)
+    for risk, added in product((0.02, 0.05, 0.1, 0.15, 0.25, 0.35, 0.5), (0.2, 0.4, 1.0)):
+        asked = Thresholds(risk=risk, added=added)
         cells = score(these, [c.accepted(asked) for c in these]).cells()
-        rows.append([f"{risk}", f"{ratio}", *cells])
-    head = ["risk", "ratio", "harmful accepted", "worst", "helpful accepted", "gain kept"]
+        rows.append([f"{risk}", f"{added}", *cells])
+    head = ["risk", "added", "harmful accepted", "worst", "helpful accepted", "gain kept"]
     return table(head, rows)
 
 

@@ -172,6 +172,11 @@ class Look:
         """FN rate, Eq. 3, at an IoU of 0.5; NaN where the first network has found nothing."""
         return pooled(self.first).fn_rate
 
+    @property
+    def added(self) -> float:
+        """Share of the instances that the first network has not found; NaN where there are none."""
+        return 1 - pooled(self.first).precision
+
     def row(self, first: "Look") -> dict[str, float]:
         """The figures for a history."""
         before = int(first.count.sum())

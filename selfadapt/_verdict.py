@@ -31,9 +31,11 @@ class Thresholds:
         matches: least rise in numbers: instances of copies that match and did not before.
         floor: least stability.
         fall: by so much the agreement of turned copies may fall.
-        missed: largest FN rate against the first network ...
-        reference: ... if that has at least this stability itself.
-        ratio: number and size of instances change by no more than this factor.
+        missed: largest FN rate against the first network.
+        added: largest share of objects that the first network has not found: those that training
+            adds are false more often than the others. This and the next, too, ...
+        ratio: the median size of instances changes by no more than this factor.
+        reference: ... if the first network has at least this stability itself.
         fewest: fewer objects cannot be judged.
 
     Raises:
@@ -46,8 +48,9 @@ class Thresholds:
     floor: float = 0.6
     fall: float = 0.03
     missed: float = 0.3
-    reference: float = 0.5
+    added: float = 0.2
     ratio: float = 1.5
+    reference: float = 0.5
     fewest: int = 10
 
     def __post_init__(self) -> None:
@@ -141,7 +144,7 @@ def unconfirmed(first: Look, look: Look) -> str | None:
 
 def veto(first: Look, look: Look, asked: Thresholds) -> str | None:
     """What speaks against a network, whatever its stability has gained."""
-    before, now = int(first.count.sum()), int(look.count.sum())
+    now = int(look.count.sum())
     if not look.finite:
         return "it is not finite"
     if now < asked.fewest:
@@ -154,8 +157,8 @@ def veto(first: Look, look: Look, asked: Thresholds) -> str | None:
     if first.stability >= asked.reference:
         if look.missed > asked.missed:
             return f"it misses {look.missed:.0%} of the objects found before"
-        if not 1 / asked.ratio <= now / before <= asked.ratio:
-            return f"it finds {now} objects instead of {before}"
+        if look.added > asked.added:
+            return f"{look.added:.0%} of what it finds was not found before"
         if not 1 / asked.ratio <= look.size / first.size <= asked.ratio:
             return f"its objects are {look.size / first.size:.2g} times as large"
     if look.agreement < first.agreement - asked.fall:

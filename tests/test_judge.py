@@ -167,12 +167,12 @@ def test_each_veto_stands_alone(windows, message):
     assert decide(look_of(*first), [look], Thresholds(rise=0.1)).chosen is None
 
 
-def test_size_and_number_are_vetoes_of_their_own():
+def test_size_and_what_is_added_are_vetoes_of_their_own():
     first = look_of(*[seen_as(grid(), 0.4, 10 * k) for k in range(WINDOWS)])
     steady = look_of(*STEADY, first=SHAKY)
     for change, message in (
         ({"size": 3 * steady.size}, "3 times as large"),
-        ({"count": 3 * steady.count}, "objects instead of"),
+        ({"first": steady.first + np.array([0, 3, 0])}, "25% of what it finds was not"),
         ({"finite": False}, "not finite"),
     ):
         other = Look(**{**vars(steady), **change})
