@@ -8,6 +8,7 @@ import warnings
 import zipfile
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,13 +26,17 @@ from selfadapt import (
     ConfigError,
     ModelError,
     OutputSpec,
+    Scalar,
     export_bioimageio,
+    open_images,
     predict,
     prepare,
     to_gray,
 )
-from selfadapt._bioimageio import _check
+from selfadapt._bioimageio import _check, _input, _output, _test_image
 from selfadapt._cli import main
+from selfadapt._package_words import Words, name_of
+from selfadapt._traced import trace
 from selfadapt_smp import SmpAdapter
 from selfadapt_stardist import Architecture, StarDist2D, StardistAdapter
 
@@ -354,6 +359,83 @@ def test_what_a_package_could_not_say_is_refused(make, message, tmp_path):
     with pytest.raises(ModelError, match=message):
         export_bioimageio(make(), [PIECE], tmp_path / "package.zip")
     assert not list(tmp_path.iterdir())
+
+
+class Sides(nn.Conv2d):
+    """Says how large an image is, which a trace takes for a constant."""
+
+    def forward(self, images):
+        return super().forward(images) + int(images.shape[-1])
+
+
+class Spread(nn.Conv2d):
+    """Two heads, of which the second needs more than one pixel."""
+
+    def forward(self, images):
+        return torch.cat([super().forward(images), images / images.std((2, 3), keepdim=True)], 1)
+
+
+class Around(SmallAdapter):
+    def __init__(self, network, size_multiple, tile=256, **heads):
+        self.model, self.outputs = network.eval(), OutputSpec(**heads)
+        self.size_multiple, self.tile = size_multiple, tile
+
+
+class Backwards(SmallAdapter):
+    def forward(self, model, images):
+        return dict(reversed(super().forward(model, images).items()))
+
+
+def test_a_size_that_became_a_constant_is_noticed_in_the_smallest_image_too():
+    with pytest.raises(ModelError, match="which tracing makes constants"):
+        trace(Around(Sides(1, 1, 1), 8, p=Binary()), torch.rand(1, 8, 8))
+
+
+def test_the_least_size_is_at_most_a_tile_and_gives_all_heads_a_value():
+    image = torch.rand(1, 8, 8)
+    assert trace(Around(SmallNet(1), 8, tile=8, p=Binary()), image)[1] == (8, 8)
+    spread = Around(Spread(1, 1, 1), 1, p=Binary(), distance=Scalar())
+    assert trace(spread, image)[1] == (2, 2)
+
+
+def test_heads_come_in_the_order_of_the_adapters_outputs():
+    torch.manual_seed(0)
+    adapter = Backwards()
+    adapter.model.eval()
+    image = torch.rand(1, 16, 16)
+    traced, _ = trace(adapter, image)
+    flow, cellprob = traced(image[None])
+    assert (flow.shape[1], cellprob.shape[1]) == (2, 1)
+
+
+def test_rows_and_columns_are_not_exchanged():
+    adapter = Around(SmallNet(1), (2, 4), p=Binary(grid=(1, 2)))
+    given = _input(adapter, np.random.default_rng(0).random((1, 8, 8), np.float32), (6, 12))
+    assert {axis["id"]: axis["size"] for axis in given["axes"][2:]} == {
+        "y": {"min": 6, "step": 2},
+        "x": {"min": 12, "step": 4},
+    }
+    out = _output(adapter, "p", torch.rand(1, 8, 4))
+    assert {axis["id"]: axis["scale"] for axis in out["axes"][2:]} == {"y": 1, "x": 2}
+
+
+def test_the_test_image_is_where_something_is_to_be_seen_at_the_networks_scale():
+    image = np.full((300, 2000), 3, np.uint8)
+    image[100:196, 1500:1628] = PIECE
+    part = _test_image(small("foreground", scale=0.5), open_images([image]))
+    assert part.shape == (1, 150, 512)
+    assert (part > 9).sum() > 0.2 * (PIECE > 9).sum()
+
+
+@pytest.mark.parametrize("stem", ["a", "ünder", "x.y:z*?", "long " * 40, "abcd"])
+def test_a_package_may_be_called_as_its_file_is(stem):
+    name = name_of(Path(f"{stem}.zip"))
+    assert Words(name=name).name == name
+
+
+@pytest.mark.parametrize("stem", ["cells", "HeLa cells (2nd)", "a" * 100])
+def test_a_name_that_is_allowed_stays(stem):
+    assert name_of(Path(f"{stem}.zip")) == stem
 
 
 @pytest.mark.parametrize(
