@@ -17,14 +17,16 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import tifffile
+import yaml
 from helpers import discs, equal_states
 from safetensors.torch import load_file
 
-from selfadapt import Input, match, open_images
+from selfadapt import ConfigError, Input, match, open_images
 from selfadapt._cli import main
 from selfadapt._demo import run_demo
 from selfadapt._labels import FORMATS, read_note
 from selfadapt._masks import refuse_photographs
+from selfadapt._settings_file import DEEPEST, read_settings
 from selfadapt_smp import SmpAdapter
 
 QUICK = [
@@ -548,13 +550,16 @@ def test_a_run_that_is_asked_to_end_leaves_no_temporary_folder(tmp_path):
     assert not list(run.rglob("*.partial"))
 
 
-def test_the_version_is_that_of_the_package_and_signals_are_as_before(capsys):
+def test_the_version_is_that_of_the_package_and_signals_are_as_before(capsys, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     assert main(["adapters"]) == 0
     assert signal.getsignal(signal.SIGTERM) is before
     capsys.readouterr()
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"selfadapt {version('selfadapt')}\n"
+    monkeypatch.setattr(sys, "argv", ["selfadapt", "--version"])  # as it is when installed
+    assert main() == 0
+    assert capsys.readouterr().out.startswith("selfadapt ")
 
 
 @pytest.mark.parametrize("flag", ["--channel-axis=9", "--channel_axis=9"])
@@ -612,6 +617,22 @@ def test_a_config_file_is_told_of_in_the_same_words(capsys, tmp_path):
     (tmp_path / "c.yaml").write_text("bach_size: 4\n")
     assert main(["adapt", *words, "--config", str(tmp_path / "c.yaml")]) == 2
     assert "bach" in capsys.readouterr().err
+
+
+def test_settings_may_be_many_but_not_deep_and_no_aliases(tmp_path):
+    file = tmp_path / "c.yaml"
+    many = {f"name{k}": [k, {"a": k}] for k in range(20)}
+    file.write_text(yaml.safe_dump(many))
+    assert read_settings(str(file)) == many
+    file.write_text(f"deep: {'[' * (DEEPEST - 1)}{']' * (DEEPEST - 1)}\n")  # and its own level
+    assert read_settings(str(file))
+    for text in (f"deep: {'[' * DEEPEST}{']' * DEEPEST}\n", "a: &a [1]\nb: *a\n"):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match="aliases, or is nested too deep"):
+            read_settings(str(file))
+    file.write_text("- a\n")
+    with pytest.raises(ConfigError, match="must hold 'name: value' lines"):
+        read_settings(str(file))
 
 
 @pytest.mark.parametrize("offset", [0, 200])

@@ -3,7 +3,7 @@
     python tests/campaigns/mutants.py coverage [TEST ...] # which tests run which lines: all tests,
                                                           # or these, beside what is known
     python tests/campaigns/mutants.py draw --count 160    # choose breaks, with a fixed seed
-    python tests/campaigns/mutants.py run [--only NAME]   # hours; resumable; docs/trust.md
+    python tests/campaigns/mutants.py run [--only NAME ...]  # hours; resumable; docs/trust.md
 
 The breaks are in mutants.json: a file, a line of it and what it becomes, so that they outlive
 changes elsewhere; one whose line is gone is said to be stale. Each is tried in a copy of the code,
@@ -275,7 +275,7 @@ def _wait(pid: int, seconds: float) -> int:
     return 99
 
 
-def run(only: str | None, again: bool) -> None:
+def run(only: list[str], again: bool) -> None:
     """Try every break that was not tried yet, and sum up."""
     for name in PRELOADED:
         __import__(name)
@@ -289,7 +289,8 @@ def run(only: str | None, again: bool) -> None:
         key = mutant["file"], mutant["old"]
         before = done.get(key)
         retried = again and before is not None and before["outcome"] != "noticed"
-        if (only and only not in mutant["file"]) or (before is not None and not retried):
+        left_out = only and not any(name in mutant["file"] for name in only)
+        if left_out or (before is not None and not retried):
             continue
         done[key] = mutant | try_out(mutant)
         with RESULTS.open("a") as file:
@@ -313,7 +314,7 @@ def main() -> None:
     parser.add_argument("tests", nargs="*", help="tests to take the coverage of")
     parser.add_argument("--count", type=int, default=160)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="part of a file's name")
+    parser.add_argument("--only", nargs="*", default=[], help="parts of files' names")
     parser.add_argument("--again", action="store_true", help="try survivors once more")
     args = parser.parse_args()
     if args.command == "coverage":
