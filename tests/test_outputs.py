@@ -19,6 +19,7 @@ from skimage.draw import polygon
 
 from selfadapt import open_images
 from selfadapt._cli import main
+from selfadapt._label_files import TILE, create_ome_zarr, write_tiled_tiff
 from selfadapt._labels import FORMATS, read_note, write_labels
 from selfadapt._outlines import area, outlines
 
