@@ -622,6 +622,15 @@ def test_links_do_not_lead_out_of_the_folder_of_a_run(adapter, tmp_path, name):
     assert (tmp_path / "run" / name).read_bytes() == b"new"
 
 
+def test_a_link_in_the_place_of_an_unfinished_file_is_not_followed(tmp_path):
+    (tmp_path / "mine").write_text("keep me")
+    (tmp_path / "a.partial").symlink_to(tmp_path / "mine")
+    write_file(tmp_path / "a", b"new")
+    assert (tmp_path / "mine").read_text() == "keep me"
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "mine"]
+
+
 def test_a_file_is_flushed_before_it_takes_its_name(tmp_path, monkeypatch):
     order = []
     replace, fsync = os.replace, os.fsync
