@@ -35,6 +35,7 @@ from selfadapt import (
 )
 from selfadapt._bioimageio import _check, _input, _output, _test_image
 from selfadapt._cli import main
+from selfadapt._package_steps import preprocessing
 from selfadapt._package_words import Words, name_of
 from selfadapt._traced import trace
 from selfadapt_smp import SmpAdapter
@@ -181,6 +182,10 @@ def test_a_break_of_steps_or_weights_is_noticed(package, tmp_path):
         next(changed.model.parameters()).mul_(1.01)
     with pytest.raises(ModelError, match="other values"):
         _check(package, changed, image)
+    bright, usual = demo(), demo().normalise  # as the steps say for the test image only
+    bright.normalise = lambda given, whole: usual(given, whole) + (whole.max() > image.max())
+    with pytest.raises(ModelError, match="other values"):
+        _check(package, bright, image)
 
 
 def scripted(classes):
@@ -361,6 +366,21 @@ def test_what_a_package_could_not_say_is_refused(make, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("invert", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("normalize", "step"), [("percentile", "scale_range"), ("standard", "zero_mean_unit_variance")]
+)
+def test_the_steps_of_each_normalisation_are_found_for_each_channel(
+    normalize, step, channels, invert
+):
+    adapter = small("foreground", channels, normalize=normalize, invert=invert)
+    image = NUCLEI[None, :90, :80] * np.arange(1, channels + 1, dtype=np.float32)[:, None, None]
+    found = preprocessing(adapter, image)
+    assert [each["id"] for each in found] == [step, *["scale_linear"] * invert]
+    assert found[0]["kwargs"]["axes"] == ["y", "x"]
+
+
 class Sides(nn.Conv2d):
     """Says how large an image is, which a trace takes for a constant."""
 
@@ -372,7 +392,9 @@ class Spread(nn.Conv2d):
     """Two heads, of which the second needs more than one pixel."""
 
     def forward(self, images):
-        return torch.cat([super().forward(images), images / images.std((2, 3), keepdim=True)], 1)
+        return torch.cat(
+            [super().forward(images), images / images.std((2, 3), correction=0, keepdim=True)], 1
+        )
 
 
 class Around(SmallAdapter):
@@ -420,8 +442,8 @@ def test_rows_and_columns_are_not_exchanged():
 
 
 def test_the_test_image_is_where_something_is_to_be_seen_at_the_networks_scale():
-    image = np.full((300, 2000), 3, np.uint8)
-    image[100:196, 1500:1628] = PIECE
+    image = np.full((300, 3000), 3, np.uint8)
+    image[100:196, 1000:1128] = PIECE
     part = _test_image(small("foreground", scale=0.5), open_images([image]))
     assert part.shape == (1, 150, 512)
     assert (part > 9).sum() > 0.2 * (PIECE > 9).sum()
@@ -494,3 +516,7 @@ def test_the_shell_exports_a_run_with_its_story(tmp_path, capsys):
     ]  # fmt: skip
     assert main(export) == 2
     assert "exists already: give a new name" in capsys.readouterr().err
+    other = tmp_path / "of another.zip"
+    assert main([*export[:-1], str(other), "--snapshot", "0"]) == 0
+    assert "How it was adapted" in text
+    assert "How it was adapted" not in read(other, "README.md").decode()  # that is of the kept one

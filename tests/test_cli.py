@@ -21,12 +21,14 @@ import yaml
 from helpers import discs, equal_states
 from safetensors.torch import load_file
 
-from selfadapt import ConfigError, Input, match, open_images
+from selfadapt import ConfigError, ImageError, Input, LazyImage, match, open_images
 from selfadapt._cli import main
 from selfadapt._demo import run_demo
 from selfadapt._labels import FORMATS, read_note
 from selfadapt._masks import refuse_photographs
 from selfadapt._settings_file import DEEPEST, read_settings
+from selfadapt._shell_images import _matches
+from selfadapt._shell_run import _criterion
 from selfadapt_smp import SmpAdapter
 
 QUICK = [
@@ -173,9 +175,10 @@ def test_flips_and_turns_of_what_was_kept_are_not_those_of_another_snapshot(run,
 def test_a_run_remembers_how_it_was_started_and_says_so(run, folder, tmp_path):
     out = tmp_path / "it's a run"
     words = [*DEMO, "--images", str(folder / "images"), "--out", str(out), *QUICK]
-    assert main(["adapt", *words]) in (0, 3)
+    assert main(["adapt", *words, "--resume"]) in (0, 3)  # which is no part of what is repeated
     began = (out / "command.txt").read_text()
     assert shlex.split(began) == ["selfadapt", "adapt", *words]
+    assert "resume" not in read_settings(str(out / "run.yaml"))
     assert main(["adapt", *words[:-2], "--calibrate=false", "--resume"]) in (0, 3)
     assert (out / "command.txt").read_text() == began
     codes = re.findall("<pre><code>(.*?)</code>", (out / "report.html").read_text(), re.S)
@@ -473,6 +476,44 @@ def test_one_bad_image_costs_no_other_and_is_named(tmp_path, capsys):
     assert scores["left_out"] == ["2.tif"]
     truth = sum(int(discs(k, (64, 64))[1].max()) for k in (0, 1, 3))
     assert (scores["images"], scores["instances"]) == (3, truth)  # those of the black one, too
+
+
+def test_each_image_that_could_not_be_used_is_named(tmp_path, capsys):
+    for name in "abc":
+        (tmp_path / f"{name}.tif").write_bytes(b"II*\0damaged")
+    assert segment(tmp_path, tmp_path / "out") == 2
+    told = capsys.readouterr().err
+    assert "3 of 3 image(s) could not be used" in told
+    for name in "abc":
+        assert told.count(f"{name}.tif") == 1
+
+
+MASK = discs(0, (64, 64))[1]
+
+
+@pytest.mark.parametrize(
+    ("mask", "wrong"),
+    [
+        (MASK[None], None),
+        (MASK[None].astype(np.float32), None),
+        (np.stack([MASK] * 3), None),
+        (np.stack([MASK, MASK, MASK.T]), "has 3 channels, not one"),
+        (MASK[None] / 2, "whole numbers"),
+    ],
+)
+def test_masks_may_be_saved_as_colour_or_floats_and_no_more(mask, wrong):
+    source = LazyImage("m", lambda: mask)
+    if wrong is None:
+        assert _matches(source, source, MASK)[0].ap == 1
+    else:
+        with pytest.raises(ImageError, match=wrong):
+            _matches(source, source, MASK)
+
+
+def test_who_decides_is_the_judge_unless_said():
+    assert _criterion("auto", None) == "auto"
+    assert _criterion("none", None) is None
+    assert _criterion("fn", 0.2).threshold == 0.2
 
 
 def test_segment_goes_on_where_it_was_and_with_the_same_model_only(tmp_path, capsys):

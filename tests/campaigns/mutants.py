@@ -162,6 +162,10 @@ def cover(tests: list[str]) -> None:
     print(done.stdout[-400:])
 
 
+ELSEWHERE = {"selfadapt/_ranks.py": ["tests/test_ranks.py"]}
+"""Tests that run a file in processes of their own, which coverage does not see."""
+
+
 @cache
 def durations() -> dict[str, float]:
     """Seconds of each test."""
@@ -195,7 +199,7 @@ def tests_of(file: str, row: int) -> list[str]:
         for context, bits in rows
         if context and row // 8 < len(bits) and bits[row // 8] & (1 << row % 8)
     }
-    known, defined = durations(), []
+    known, defined = durations(), ELSEWHERE.get(file, [])
     if not hit:
         hit = {context.partition("|")[0] for context, _ in rows if context}
         defined = ["tests/test_small_breaks.py"]  # asks of definitions without running a line
