@@ -90,7 +90,7 @@ def test_calibration_tells_of_each_way_and_can_be_cancelled():
         ("step", 1),
         ("step", 2),
     ]
-    assert {event.stage for event in events} == {"calibration"}
+    assert {(event.stage, event.iteration) for event in events} == {("calibration", 0)}
 
 
 def test_in_a_worker_thread_it_is_the_same(adapter):
