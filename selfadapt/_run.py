@@ -215,7 +215,7 @@ class SelfAdaptation:
             self._forward(self.student.eval(), self._check_batch(images))
         finally:
             handle.remove()
-        learns = any(last_map(output).requires_grad for output in outputs[-1:])
+        learns = any(last_map(output).requires_grad for output in outputs)
         return self.config.batch_norm == "batch" or learns
 
     def update_teacher(self) -> None:

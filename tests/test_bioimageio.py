@@ -8,6 +8,7 @@ import warnings
 import zipfile
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,13 +26,18 @@ from selfadapt import (
     ConfigError,
     ModelError,
     OutputSpec,
+    Scalar,
     export_bioimageio,
+    open_images,
     predict,
     prepare,
     to_gray,
 )
-from selfadapt._bioimageio import _check
+from selfadapt._bioimageio import _check, _input, _output, _test_image
 from selfadapt._cli import main
+from selfadapt._package_steps import preprocessing
+from selfadapt._package_words import Words, name_of
+from selfadapt._traced import trace
 from selfadapt_smp import SmpAdapter
 from selfadapt_stardist import Architecture, StarDist2D, StardistAdapter
 
@@ -176,6 +182,10 @@ def test_a_break_of_steps_or_weights_is_noticed(package, tmp_path):
         next(changed.model.parameters()).mul_(1.01)
     with pytest.raises(ModelError, match="other values"):
         _check(package, changed, image)
+    bright, usual = demo(), demo().normalise  # as the steps say for the test image only
+    bright.normalise = lambda given, whole: usual(given, whole) + (whole.max() > image.max())
+    with pytest.raises(ModelError, match="other values"):
+        _check(package, bright, image)
 
 
 def scripted(classes):
@@ -273,8 +283,11 @@ class OwnUnet(smp.Unet):
     """Of which SMP knows nothing."""
 
 
-def test_a_network_that_smp_cannot_build_again_has_no_source():
+def test_a_network_that_smp_cannot_build_again_has_no_source(tmp_path):
     adapter = SmpAdapter(unet(), "foreground")
+    adapter.model.save_pretrained(tmp_path)
+    again = SmpAdapter(smp.from_pretrained(tmp_path), "foreground").source()
+    assert again.kwargs == adapter.source().kwargs
     source = adapter.source()
     assert source.kwargs["architecture"] == "Unet"
     assert {f"network.{name}" for name in adapter.model.state_dict()} == source.state.keys()
@@ -356,6 +369,100 @@ def test_what_a_package_could_not_say_is_refused(make, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("invert", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("normalize", "step"), [("percentile", "scale_range"), ("standard", "zero_mean_unit_variance")]
+)
+def test_the_steps_of_each_normalisation_are_found_for_each_channel(
+    normalize, step, channels, invert
+):
+    adapter = small("foreground", channels, normalize=normalize, invert=invert)
+    image = NUCLEI[None, :90, :80] * np.arange(1, channels + 1, dtype=np.float32)[:, None, None]
+    found = preprocessing(adapter, image)
+    assert [each["id"] for each in found] == [step, *["scale_linear"] * invert]
+    assert found[0]["kwargs"]["axes"] == ["y", "x"]
+
+
+class Sides(nn.Conv2d):
+    """Says how large an image is, which a trace takes for a constant."""
+
+    def forward(self, images):
+        return super().forward(images) + int(images.shape[-1])
+
+
+class Spread(nn.Conv2d):
+    """Two heads, of which the second needs more than one pixel."""
+
+    def forward(self, images):
+        return torch.cat(
+            [super().forward(images), images / images.std((2, 3), correction=0, keepdim=True)], 1
+        )
+
+
+class Around(SmallAdapter):
+    def __init__(self, network, size_multiple, tile=256, **heads):
+        self.model, self.outputs = network.eval(), OutputSpec(**heads)
+        self.size_multiple, self.tile = size_multiple, tile
+
+
+class Backwards(SmallAdapter):
+    def forward(self, model, images):
+        return dict(reversed(super().forward(model, images).items()))
+
+
+def test_a_size_that_became_a_constant_is_noticed_in_the_smallest_image_too():
+    with pytest.raises(ModelError, match="which tracing makes constants"):
+        trace(Around(Sides(1, 1, 1), 8, p=Binary()), torch.rand(1, 8, 8))
+
+
+def test_the_least_size_is_at_most_a_tile_and_gives_all_heads_a_value():
+    image = torch.rand(1, 8, 8)
+    assert trace(Around(SmallNet(1), 8, tile=8, p=Binary()), image)[1] == (8, 8)
+    spread = Around(Spread(1, 1, 1), 1, p=Binary(), distance=Scalar())
+    assert trace(spread, image)[1] == (2, 2)
+
+
+def test_heads_come_in_the_order_of_the_adapters_outputs():
+    torch.manual_seed(0)
+    adapter = Backwards()
+    adapter.model.eval()
+    image = torch.rand(1, 16, 16)
+    traced, _ = trace(adapter, image)
+    flow, cellprob = traced(image[None])
+    assert (flow.shape[1], cellprob.shape[1]) == (2, 1)
+
+
+def test_rows_and_columns_are_not_exchanged():
+    adapter = Around(SmallNet(1), (2, 4), p=Binary(grid=(1, 2)))
+    given = _input(adapter, np.random.default_rng(0).random((1, 8, 8), np.float32), (6, 12))
+    assert {axis["id"]: axis["size"] for axis in given["axes"][2:]} == {
+        "y": {"min": 6, "step": 2},
+        "x": {"min": 12, "step": 4},
+    }
+    out = _output(adapter, "p", torch.rand(1, 8, 4))
+    assert {axis["id"]: axis["scale"] for axis in out["axes"][2:]} == {"y": 1, "x": 2}
+
+
+def test_the_test_image_is_where_something_is_to_be_seen_at_the_networks_scale():
+    image = np.full((300, 3000), 3, np.uint8)
+    image[100:196, 1000:1128] = PIECE
+    part = _test_image(small("foreground", scale=0.5), open_images([image]))
+    assert part.shape == (1, 150, 512)
+    assert (part > 9).sum() > 0.2 * (PIECE > 9).sum()
+
+
+@pytest.mark.parametrize("stem", ["a", "ünder", "x.y:z*?", "long " * 40, "abcd"])
+def test_a_package_may_be_called_as_its_file_is(stem):
+    name = name_of(Path(f"{stem}.zip"))
+    assert Words(name=name).name == name
+
+
+@pytest.mark.parametrize("stem", ["cells", "HeLa cells (2nd)", "a" * 100])
+def test_a_name_that_is_allowed_stays(stem):
+    assert name_of(Path(f"{stem}.zip")) == stem
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -412,3 +519,7 @@ def test_the_shell_exports_a_run_with_its_story(tmp_path, capsys):
     ]  # fmt: skip
     assert main(export) == 2
     assert "exists already: give a new name" in capsys.readouterr().err
+    other = tmp_path / "of another.zip"
+    assert main([*export[:-1], str(other), "--snapshot", "0"]) == 0
+    assert "How it was adapted" in text
+    assert "How it was adapted" not in read(other, "README.md").decode()  # that is of the kept one

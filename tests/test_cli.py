@@ -17,14 +17,18 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import tifffile
+import yaml
 from helpers import discs, equal_states
 from safetensors.torch import load_file
 
-from selfadapt import Input, match, open_images
+from selfadapt import ConfigError, ImageError, Input, LazyImage, match, open_images
 from selfadapt._cli import COMMANDS, main
 from selfadapt._demo import run_demo
 from selfadapt._labels import FORMATS, read_note
 from selfadapt._masks import refuse_photographs
+from selfadapt._settings_file import DEEPEST, read_settings
+from selfadapt._shell_images import _matches
+from selfadapt._shell_run import _criterion
 from selfadapt_smp import SmpAdapter
 
 QUICK = [
@@ -171,9 +175,10 @@ def test_flips_and_turns_of_what_was_kept_are_not_those_of_another_snapshot(run,
 def test_a_run_remembers_how_it_was_started_and_says_so(run, folder, tmp_path):
     out = tmp_path / "it's a run"
     words = [*DEMO, "--images", str(folder / "images"), "--out", str(out), *QUICK]
-    assert main(["adapt", *words]) in (0, 3)
+    assert main(["adapt", *words, "--resume"]) in (0, 3)  # which is no part of what is repeated
     began = (out / "command.txt").read_text()
     assert shlex.split(began) == ["selfadapt", "adapt", *words]
+    assert "resume" not in read_settings(str(out / "run.yaml"))
     assert main(["adapt", *words[:-2], "--calibrate=false", "--resume"]) in (0, 3)
     assert (out / "command.txt").read_text() == began
     codes = re.findall("<pre><code>(.*?)</code>", (out / "report.html").read_text(), re.S)
@@ -473,6 +478,44 @@ def test_one_bad_image_costs_no_other_and_is_named(tmp_path, capsys):
     assert (scores["images"], scores["instances"]) == (3, truth)  # those of the black one, too
 
 
+def test_each_image_that_could_not_be_used_is_named(tmp_path, capsys):
+    for name in "abc":
+        (tmp_path / f"{name}.tif").write_bytes(b"II*\0damaged")
+    assert segment(tmp_path, tmp_path / "out") == 2
+    told = capsys.readouterr().err
+    assert "3 of 3 image(s) could not be used" in told
+    for name in "abc":
+        assert told.count(f"{name}.tif") == 1
+
+
+MASK = discs(0, (64, 64))[1]
+
+
+@pytest.mark.parametrize(
+    ("mask", "wrong"),
+    [
+        (MASK[None], None),
+        (MASK[None].astype(np.float32), None),
+        (np.stack([MASK] * 3), None),
+        (np.stack([MASK, MASK, MASK.T]), "has 3 channels, not one"),
+        (MASK[None] / 2, "whole numbers"),
+    ],
+)
+def test_masks_may_be_saved_as_colour_or_floats_and_no_more(mask, wrong):
+    source = LazyImage("m", lambda: mask)
+    if wrong is None:
+        assert _matches(source, source, MASK)[0].ap == 1
+    else:
+        with pytest.raises(ImageError, match=wrong):
+            _matches(source, source, MASK)
+
+
+def test_who_decides_is_the_judge_unless_said():
+    assert _criterion("auto", None) == "auto"
+    assert _criterion("none", None) is None
+    assert _criterion("fn", 0.2).threshold == 0.2
+
+
 def test_segment_goes_on_where_it_was_and_with_the_same_model_only(tmp_path, capsys):
     (tmp_path / "images").mkdir()
     for k in range(3):
@@ -548,13 +591,16 @@ def test_a_run_that_is_asked_to_end_leaves_no_temporary_folder(tmp_path):
     assert not list(run.rglob("*.partial"))
 
 
-def test_the_version_is_that_of_the_package_and_signals_are_as_before(capsys):
+def test_the_version_is_that_of_the_package_and_signals_are_as_before(capsys, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     assert main(["adapters"]) == 0
     assert signal.getsignal(signal.SIGTERM) is before
     capsys.readouterr()
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"selfadapt {version('selfadapt')}\n"
+    monkeypatch.setattr(sys, "argv", ["selfadapt", "--version"])  # as it is when installed
+    assert main() == 0
+    assert capsys.readouterr().out.startswith("selfadapt ")
 
 
 @pytest.mark.parametrize("flag", ["--channel-axis=9", "--channel_axis=9"])
@@ -612,6 +658,22 @@ def test_a_config_file_is_told_of_in_the_same_words(capsys, tmp_path):
     (tmp_path / "c.yaml").write_text("bach_size: 4\n")
     assert main(["adapt", *words, "--config", str(tmp_path / "c.yaml")]) == 2
     assert "bach" in capsys.readouterr().err
+
+
+def test_settings_may_be_many_but_not_deep_and_no_aliases(tmp_path):
+    file = tmp_path / "c.yaml"
+    many = {f"name{k}": [k, {"a": k}] for k in range(20)}
+    file.write_text(yaml.safe_dump(many))
+    assert read_settings(str(file)) == many
+    file.write_text(f"deep: {'[' * (DEEPEST - 1)}{']' * (DEEPEST - 1)}\n")  # and its own level
+    assert read_settings(str(file))
+    for text in (f"deep: {'[' * DEEPEST}{']' * DEEPEST}\n", "a: &a [1]\nb: *a\n"):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match="aliases, or is nested too deep"):
+            read_settings(str(file))
+    file.write_text("- a\n")
+    with pytest.raises(ConfigError, match="must hold 'name: value' lines"):
+        read_settings(str(file))
 
 
 @pytest.mark.parametrize("offset", [0, 200])

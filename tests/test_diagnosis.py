@@ -19,6 +19,7 @@ from selfadapt import (
     Vector,
     check_adapter,
 )
+from selfadapt._diagnosis import _gap
 from selfadapt_smp import SmpAdapter
 
 DISCS = [discs(k, (96, 96))[0] for k in range(3)]
@@ -101,6 +102,40 @@ def test_channels_that_are_others_altogether_are_named():
     noise = [np.random.default_rng(0).random((64, 64))]
     (finding,) = check_adapter(Plain(Shifts(), height=Scalar(4)), noise).findings
     assert "its channels are others than declared, or nothing is found" in finding
+
+
+class Place(nn.Module):
+    """Says where it is, whatever it sees."""
+
+    def __init__(self, side):
+        super().__init__()
+        self.place = nn.Parameter(torch.rand(1, 1, side, side))
+
+    def forward(self, x):
+        return 0 * x + self.place
+
+
+def test_disagreement_is_that_of_a_slow_twin():
+    torch.manual_seed(0)
+    adapter = Plain(Place(32), d=Scalar())
+    adapter.fixed_size = 32
+    own = adapter.model.place[0, 0].detach().numpy()
+    turned = [np.rot90(each, k) for each in (own, own.T) for k in range(4)][1:]
+    square = np.mean([((each - own) ** 2).mean() for each in turned])
+    found = check_adapter(adapter, DISCS).heads["d"].disagreement
+    assert found == pytest.approx(np.sqrt(square / own.var()), rel=1e-4)
+
+
+def test_a_gap_is_that_of_the_channel_at_the_upper_quartile():
+    layer = nn.BatchNorm2d(9)
+    with torch.no_grad():
+        values = torch.tensor([-1.0, 1.0]).repeat(9, 500)
+        layer.running_mean.copy_(torch.tensor([3.0, 0, 8, 1, 5, 2, 7, 4, 6]))
+        layer.running_var.copy_(1 / torch.tensor([1.0, 2, 1 / 3, 4, 5, 1 / 6, 7, 8, 9]))
+    scaled = layer.running_mean / (layer.running_var + layer.eps).sqrt()
+    shift, factor = _gap(layer, values)
+    assert shift == pytest.approx(float(scaled.sort().values[6]))
+    assert factor == pytest.approx(7, rel=1e-2)
 
 
 class Gain(nn.Module):

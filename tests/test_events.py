@@ -7,7 +7,8 @@ import pytest
 import torch
 from helpers import IMAGES, config, discs, equal_states
 
-from selfadapt import ConfigError, EmbeddingDrift, RunCancelledError, adapt, calibrate
+from selfadapt import ConfigError, EmbeddingDrift, Event, RunCancelledError, adapt, calibrate
+from selfadapt._events import Teller
 from selfadapt_smp import SmpAdapter
 
 
@@ -89,7 +90,7 @@ def test_calibration_tells_of_each_way_and_can_be_cancelled():
         ("step", 1),
         ("step", 2),
     ]
-    assert {event.stage for event in events} == {"calibration"}
+    assert {(event.stage, event.iteration) for event in events} == {("calibration", 0)}
 
 
 def test_in_a_worker_thread_it_is_the_same(adapter):
@@ -137,3 +138,13 @@ def test_previews_say_where_they_lie_in_the_image_also_in_windows_of_a_large_one
         assert preview.source == "image 0"
         assert preview.after.shape == there.shape
         assert np.corrcoef(preview.pixels[0].flatten(), there.flatten())[0, 1] > 0.9999
+
+
+def test_the_bar_stands_at_the_last_step_and_shows_the_last_look():
+    with Teller(progress=True) as tell:
+        tell(Event("stage", "adaptation", 0, 4))
+        tell(Event("look", "adaptation", 1, 4, figures={"d_emb": 0.25, "loss": 1.0}))
+        tell(Event("step", "adaptation", 3, 4, figures={"d_emb": 9.0}))
+        assert tell._bar.n == 3
+        assert tell._bar.postfix == "d_emb=0.25"
+    assert tell._bar is None

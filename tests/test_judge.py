@@ -196,6 +196,19 @@ def test_more_candidates_must_rise_by_more():
     assert "is needed" in (objection(FIRST, good, asked, 10**6) or "")
 
 
+def test_a_gain_that_only_the_half_shows_that_chose_it_is_not_confirmed():
+    asked = Thresholds(rise=0.0, risk=0.4, floor=0.4)
+    steady = look_of(*STEADY, first=SHAKY)
+    for half, outcome in ((0, "initial kept"), (1, "improved")):
+        scaled = np.array(FIRST.scaled)
+        scaled[:, half::2] = np.array(steady.scaled)[:, half::2]
+        look = Look(**{**vars(steady), "scaled": scaled})
+        assert objection(FIRST, look, asked) is None
+        verdict = decide(FIRST, [look], asked)
+        assert verdict.outcome == outcome
+        assert ("the other half of the objects" in verdict.reason) == (half == 0)
+
+
 def test_the_error_of_a_rise_is_that_of_a_slow_jackknife():
     look = look_of(*STEADY, first=SHAKY)
     n = len(look.count)

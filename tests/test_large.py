@@ -359,6 +359,19 @@ def test_what_cannot_be_done_is_refused_before_work(tmp_path, error, said, given
     assert [path.name for path in tmp_path.iterdir()] == ["there.tif"]
 
 
+def test_one_block_without_overlap_is_what_segment_does(tmp_path):
+    adapter, image = BrightAdapter(low=0, high=100), crowd((64, 64))
+    segment_large(adapter, image, tmp_path / "a.tif", block=64, overlap=0, progress=False)
+    counts = match(adapter.segment(image), tifffile.imread(tmp_path / "a.tif"), (1.0,))[0]
+    assert (counts.fp, counts.fn) == (0, 0)
+    assert counts.tp > 3
+    with torch.no_grad():
+        adapter.model.gain.fill_(torch.nan)
+    for job in (adapter.segment, lambda i: segment_large(adapter, i, tmp_path / "b.tif", **BLOCKS)):
+        with pytest.raises(OutputError, match="the network gives NaN or infinity"):
+            job(image)
+
+
 def test_without_distributed_a_sentence_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)  # as if not installed
     with pytest.raises(ConfigError, match=r"pip install 'selfadapt\[dask\]'"):

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from helpers import SmallAdapter, SmallNet, config
+from helpers import SmallAdapter, SmallNet, config, equal_states
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -27,7 +27,8 @@ from selfadapt._network import select_parameters
 from selfadapt._reliability import RunningThreshold, group_quantiles
 from selfadapt._run import learning_rate
 from selfadapt._teacher import make_teacher, update_teacher
-from selfadapt._views import view_votes
+from selfadapt._tiles import pad_far_side
+from selfadapt._views import mean_outputs, view_votes
 from selfadapt.testing import example_labels
 
 
@@ -191,6 +192,18 @@ def test_views_of_a_coarse_grid_sample_the_same_points():
         torch.testing.assert_close(vote, images[..., ::2, ::2])
 
 
+def test_the_mean_over_views_of_odd_sides_moves_no_sampling_point():
+    spec = OutputSpec(depth=Scalar(grid=(2, 3)))
+
+    def sampled(image):
+        padded = pad_far_side(image, (8, 12), "reflect")
+        return {"depth": padded[:, ::2, ::3]}
+
+    image = torch.rand(1, 7, 10)
+    mean = mean_outputs(sampled, image, spec, "reflect")
+    torch.testing.assert_close(mean, sampled(image))
+
+
 def test_the_teacher_follows_the_closed_form():
     torch.manual_seed(0)
     student = SmallNet()
@@ -280,6 +293,8 @@ def test_adabn_takes_the_mean_statistics_of_the_batches_and_nothing_else():
     torch.testing.assert_close(halfway.running_var, (variance + before["stem.1.running_var"]) / 2)
     run = SelfAdaptation(adapter, config())
     run.start_from(measured)
+    for network in (run.student, run.teacher):
+        assert equal_states(network.state_dict(), measured.state_dict())
     run.step(batches[0])
     assert torch.equal(run.teacher.stem[1].running_mean, norm.running_mean)
     assert torch.equal(run.initial.stem[1].running_mean, before["stem.1.running_mean"])
@@ -471,13 +486,14 @@ def test_gradient_clipping_bounds_the_step():
     assert float(norms.norm()) <= 1.001e-3
 
 
-def test_accumulated_parts_give_the_step_of_the_whole_batch():
-    images = torch.rand(4, 1, 16, 16)
+@pytest.mark.parametrize(("batch", "parts"), [(4, 4), (5, 3)])  # 2 + 2 + 1
+def test_accumulated_parts_give_the_step_of_the_whole_batch(batch, parts):
+    images = torch.rand(batch, 1, 16, 16)
     students, last = [], []
-    for parts in (1, 4):
+    for count in (1, parts):
         adapter = SmallAdapter()
         adapter.model.bottleneck[2].p = 0.0
-        settings = config(batch_size=4, accumulate=parts, mask=False, strength=0, l2sp=0.1)
+        settings = config(batch_size=batch, accumulate=count, mask=False, strength=0, l2sp=0.1)
         run = SelfAdaptation(adapter, settings)
         run.step(images)
         last.append(run.step(images))  # by now the weights have moved, and L2-SP counts

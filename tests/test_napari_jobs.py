@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from selfadapt_napari import _jobs as jobs
 from selfadapt_napari import _words as words
 from selfadapt_napari._jobs import Choice
 from selfadapt_napari._talk import Done, Failed, Talk, do
-from selfadapt_napari._targets import Target, places_of
+from selfadapt_napari._targets import Target, places_of, targets_of
 from selfadapt_smp import SmpAdapter
 
 QUICK = (
@@ -102,6 +103,8 @@ def test_an_image_that_cannot_be_used_costs_no_other(adapter):
     assert [said for said in talk.news() if isinstance(said, str) and "cells, plane 1" in said]
     with pytest.raises(ImageError, match=r"cells, plane 0"):
         jobs.segment({"after": adapter}, [stack(broken)], talk)
+    both = jobs.segment({"before": adapter, "after": adapter}, [stack(IMAGES[1], broken)], talk)
+    assert [made.count for made in both] == [both[0].labels.max()] * 2
 
 
 class FailingArray:
@@ -146,9 +149,12 @@ def test_two_jobs_at_once_are_refused():
     assert first.news() == [Done("first")]
 
 
-def test_warnings_of_the_library_are_passed_on_during_the_job_only():
+def test_warnings_of_the_library_are_passed_on_during_the_job_only(caplog):
     talk = Talk()
     logger = logging.getLogger("selfadapt._adapter")
+    with caplog.at_level(logging.INFO, "selfadapt"):  # as a user may set it
+        do(lambda talk: logger.info("no warning"), talk)
+    assert talk.news() == [Done(None)]
     do(lambda talk: logger.warning("Head %r is odd", "p"), talk)
     logger.warning("later")
     assert talk.news() == ["Head 'p' is odd", Done(None)]
@@ -193,6 +199,85 @@ def test_names_of_planes_say_where_labels_belong():
     assert places["cells, plane 1, 2"] == (target, (1, 2))
     assert places["one"][1] == ()
     assert len(places) == 7
+
+
+def layer(*shape, name="cells", rgb=False):
+    """As much of one of napari's as is asked of it; at world coordinates other than its own."""
+    data = np.random.default_rng(len(name)).integers(0, 255, shape, np.uint8)
+    axes = len(shape) - rgb
+    return SimpleNamespace(
+        data=data, multiscale=False, rgb=rgb, name=name,
+        scale=np.arange(2.0, 2 + axes), translate=np.arange(5.0, 5 + axes),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "rgb"),
+    [
+        ((6, 7), None, False),
+        ((2, 3, 6, 7), None, False),
+        ((6, 7, 3), None, True),
+        ((2, 6, 7, 4), None, True),
+        ((3, 6, 7), 0, False),
+        ((3, 2, 6, 7), 0, False),
+        ((2, 3, 6, 7), 1, False),
+    ],
+)
+def test_planes_are_those_of_the_slow_twin(shape, axis, rgb):
+    pixels = layer(*shape, rgb=rgb)
+    (target,) = targets_of([pixels], channel_axis=axis)
+    channels = np.moveaxis(pixels.data[..., :3], -1, 0) if rgb else pixels.data[None]
+    if axis is not None:
+        channels = np.moveaxis(pixels.data, axis, 0)
+    labels = target.blank()
+    planes = list(target.planes())
+    assert len(planes) == np.prod(channels.shape[1:-2])
+    for number, (index, image) in enumerate(planes, 1):
+        where = np.unravel_index(number - 1, channels.shape[1:-2])
+        expected = channels[(slice(None), *where)]
+        np.testing.assert_array_equal(image.read(), expected)
+        rows, columns = slice(1, 4), slice(2, 7)
+        np.testing.assert_array_equal(image.read_window(rows, columns), expected[:, 1:4, 2:7])
+        labels[index] = number
+    flat = labels if axis is None else labels.take(0, axis)
+    np.testing.assert_array_equal(flat[..., 0, 0].ravel(), np.arange(1, len(planes) + 1))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_labels_of_channels_reach_from_the_first_to_the_last_of_them(axis):
+    pixels = layer(4, 5, 6, 7)
+    (target,) = targets_of([pixels], channel_axis=axis)
+    count, scale, translate = pixels.data.shape[axis], pixels.scale, pixels.translate
+    # a plane of napari's reaches half a step to both sides
+    first, last = translate[axis] - scale[axis] / 2, translate[axis] + (count - 0.5) * scale[axis]
+    thick, middle = target.placed["scale"], target.placed["translate"]
+    assert middle[axis] - thick[axis] / 2 == first
+    assert middle[axis] + thick[axis] / 2 == last
+    assert np.delete(middle, axis).tolist() == np.delete(translate, axis).tolist()
+    assert np.delete(thick, axis).tolist() == np.delete(scale, axis).tolist()
+
+
+def test_layers_are_images_of_their_own_or_channels_of_one():
+    first, second = layer(2, 6, 7, name="red"), layer(2, 6, 7, name="green")
+    assert [target.name for target in targets_of([first, second])] == ["red", "green"]
+    (both,) = targets_of([first, second], "channels")
+    _, image = list(both.planes())[1]
+    np.testing.assert_array_equal(image.read(), [first.data[1], second.data[1]])
+
+
+@pytest.mark.parametrize(
+    ("layers", "together", "axis", "message"),
+    [
+        ([], "images", None, "there is no image layer"),
+        ([layer(6, 7), layer(6, 8)], "channels", None, "have one shape, and these have not"),
+        ([layer(6, 7), layer(6, 7, 3, rgb=True)], "channels", None, "must not have channels"),
+        ([layer(3, 6, 7)], "images", 1, "along axis 1: the last two axes are rows"),
+        ([layer(3, 6, 7)], "images", -1, "along axis -1"),
+    ],
+)
+def test_layers_that_do_not_fit_together_are_refused(layers, together, axis, message):
+    with pytest.raises(ImageError, match=message):
+        targets_of(layers, together, axis)
 
 
 def test_words_are_sentences():

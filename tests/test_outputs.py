@@ -19,6 +19,7 @@ from skimage.draw import polygon
 
 from selfadapt import open_images
 from selfadapt._cli import main
+from selfadapt._label_files import TILE, create_ome_zarr, write_tiled_tiff
 from selfadapt._labels import FORMATS, read_note, write_labels
 from selfadapt._outlines import area, outlines
 
@@ -131,6 +132,19 @@ def test_what_is_read_back_is_what_was_written(name, labels, tmp_path):
     np.testing.assert_array_equal(READ[name](file, labels.shape), labels)
     assert read_note(file, kind) == NOTE
     assert [path.name for path in tmp_path.iterdir()] == [file.name]  # nothing is left beside it
+
+
+@pytest.mark.parametrize(("count", "kind"), [(2**16 - 1, np.uint16), (2**16, np.int32)])
+def test_a_tiled_tiff_has_the_smallest_type_that_holds_its_labels(count, kind, tmp_path):
+    size = TILE + 3, 2 * TILE + 5
+    labels = create_ome_zarr(tmp_path / "a.ome.zarr", size, "a", {})
+    numbers = np.random.default_rng(0).integers(0, count, size, np.int32, endpoint=True)
+    numbers[0, 0] = count
+    labels[:] = numbers
+    write_tiled_tiff(tmp_path / "a.tif", labels, count, NOTE)
+    found = tifffile.imread(tmp_path / "a.tif")
+    np.testing.assert_array_equal(found, numbers)
+    assert found.dtype == kind
 
 
 @pytest.mark.parametrize("name", ["geojson", "roi", "tiff"])

@@ -48,9 +48,13 @@ def test_a_run_of_several_ways_goes_on_where_it_was_killed(adapter, tmp_path, mo
     with pytest.raises(KilledError):
         adapt(adapter, IMAGES, config=settings, output_dir=tmp_path / "b", progress=False)
     monkeypatch.undo()
+    told = []
     again = adapt(
-        adapter, IMAGES, config=settings, output_dir=tmp_path / "b", resume=True, progress=False
-    )
+        adapter, IMAGES, config=settings, output_dir=tmp_path / "b", resume=True, progress=False,
+        callback=told.append,
+    )  # fmt: skip
+    last = [event for event in told if event.stage == "adaptation"][-1]
+    assert last.done == last.total
     np.testing.assert_equal(again.history, whole.history)
     assert (again.candidate, again.iteration) == (whole.candidate, whole.iteration)
     assert again.snapshots == whole.snapshots

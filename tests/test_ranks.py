@@ -66,6 +66,10 @@ def test_all_processes_end_with_the_same_bits(told, what):
     assert equal_states(first["teacher"], second["teacher"])
 
 
+def test_the_first_process_waits_for_the_others(told):
+    assert all(each["waited"] for each in told)
+
+
 def test_statistics_are_those_of_all_slices(told):
     assert equal_states(told[0]["statistics"], told[1]["statistics"])
 

@@ -16,6 +16,7 @@ import tifffile
 import torch
 from helpers import IMAGES, SmallAdapter, config, discs, equal_states, run_adapt, trained_adapter
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from selfadapt import (
     CheckpointError,
@@ -319,6 +320,28 @@ def test_without_a_bottleneck_drift_cannot_stop(adapter):
     assert np.isnan(result.history[-1]["d_emb"])
 
 
+class TwoScales(nn.Module):
+    """Sees what was learnt, and then the images as they are, with the same layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.learnt, self.shared = nn.Conv2d(1, 3, 1), nn.ReLU()
+
+    def forward(self, images):
+        return self.shared(self.learnt(images)) + self.shared(images)
+
+
+def test_a_bottleneck_that_runs_twice_moves_if_one_of_the_two_does():
+    adapter = SmallAdapter()
+    adapter.model = TwoScales()
+    adapter.embedding_module = lambda model: model.shared
+    assert SelfAdaptation(adapter, config()).moves_bottleneck(batches(1)[0])
+    adapter.embedding_module = lambda model: model.early
+    adapter.model.early = nn.Identity()
+    adapter.model.register_forward_pre_hook(lambda model, given: (model.early(given[0]), None)[1])
+    assert not SelfAdaptation(adapter, config()).moves_bottleneck(batches(1)[0])
+
+
 def test_without_initial_instances_the_fn_rate_says_so():
     adapter = SmallAdapter()
     with torch.no_grad():
@@ -366,6 +389,7 @@ def test_fit_says_if_it_ended_before_the_first_look(adapter, caplog):
     assert "ended at iteration 3, before a look" in caplog.text
     caplog.clear()
     run.fit(batches(1), judge=judge)
+    run.fit(batches(5), judge=judge)  # the look is not at its end
     assert not caplog.text
 
 
@@ -596,6 +620,15 @@ def test_links_do_not_lead_out_of_the_folder_of_a_run(adapter, tmp_path, name):
     write_file(tmp_path / "run" / name, b"new")
     assert (tmp_path / "mine").read_text() == "keep me"
     assert (tmp_path / "run" / name).read_bytes() == b"new"
+
+
+def test_a_link_in_the_place_of_an_unfinished_file_is_not_followed(tmp_path):
+    (tmp_path / "mine").write_text("keep me")
+    (tmp_path / "a.partial").symlink_to(tmp_path / "mine")
+    write_file(tmp_path / "a", b"new")
+    assert (tmp_path / "mine").read_text() == "keep me"
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "mine"]
 
 
 def test_a_file_is_flushed_before_it_takes_its_name(tmp_path, monkeypatch):

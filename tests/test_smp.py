@@ -159,7 +159,7 @@ def test_small_objects_are_dropped_and_nan_does_not_crash():
     outputs["foreground"][0, 10:15, 10:15] = 5
     spec = OutputSpec(foreground=Binary())
     assert Decode(min_size=5)(outputs, spec).max() == 1
-    assert Decode(min_size=1)(outputs, spec).max() == 2
+    assert Decode(min_size=4)(outputs, spec).max() == 2  # one of just so many pixels stays
     outputs["foreground"][:] = torch.nan
     assert Decode()(outputs, spec).max() == 0
 

@@ -1,8 +1,9 @@
 """Single small breaks of the code, and whether the tests notice each.
 
-    python tests/campaigns/mutants.py coverage            # which tests run which lines (once)
+    python tests/campaigns/mutants.py coverage [TEST ...] # which tests run which lines: all tests,
+                                                          # or these, beside what is known
     python tests/campaigns/mutants.py draw --count 160    # choose breaks, with a fixed seed
-    python tests/campaigns/mutants.py run [--only NAME]   # hours; resumable; docs/trust.md
+    python tests/campaigns/mutants.py run [--only NAME ...]  # hours; resumable; docs/trust.md
 
 The breaks are in mutants.json: a file, a line of it and what it becomes, so that they outlive
 changes elsewhere; one whose line is gone is said to be stale. Each is tried in a copy of the code,
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -30,17 +32,21 @@ from typing import Any
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 MUTANTS, RESULTS = HERE / "mutants.json", HERE / "mutants_results.jsonl"
 CODE = ("selfadapt", "adapters/selfadapt_cellpose", "adapters/selfadapt_smp",
-        "adapters/selfadapt_stardist")  # fmt: skip
+        "adapters/selfadapt_stardist", "plugins/selfadapt_napari")  # fmt: skip
 LEFT_OUT = (
     "_demo.py",
     "_report.py",
     "_charts.py",
     "_before_after.py",
     "_again.py",
+    "_form.py",
+    "_shown.py",
+    "_widget.py",
     "testing.py",
     "__init__.py",
+    "__main__.py",
 )
-"""What is looked at by eye, or is a test itself."""
+"""What is looked at by eye, needs napari, runs in other processes only, or is a test itself."""
 PATIENCE = 3
 """Tests that take so many times as long as without the break hang: that is noticed, too."""
 PRELOADED = (
@@ -108,7 +114,7 @@ def breaks(tree: ast.Module, source: str) -> Iterator[tuple[int, str, str]]:
 
 
 def draw(count: int, seed: int) -> None:
-    """Add breaks until there are so many, evenly over the files, each line once."""
+    """Add breaks until there are so many, to the file with the fewest first, each line once."""
     rng = random.Random(seed)
     told = json.loads(MUTANTS.read_text()) if MUTANTS.exists() else []
     taken = {(each["file"], each["old"]) for each in told}
@@ -128,13 +134,12 @@ def draw(count: int, seed: int) -> None:
             ]
             by_file[name] = rng.sample(found, len(found))
     while len(told) < count and any(by_file.values()):
-        for name, found in by_file.items():
-            while found:
-                _, old, new = found.pop()
-                if (name, old) not in taken and len(told) < count:
-                    taken.add((name, old))
-                    told.append({"file": name, "old": old, "new": new})
-                    break
+        tried = Counter(each["file"] for each in told)
+        name = min((name for name in by_file if by_file[name]), key=lambda name: tried[name])
+        _, old, new = by_file[name].pop()
+        if (name, old) not in taken:
+            taken.add((name, old))
+            told.append({"file": name, "old": old, "new": new})
     MUTANTS.write_text(json.dumps(told, indent=1) + "\n")
     print(f"{len(told)} breaks in {MUTANTS.name}")
 
@@ -144,15 +149,21 @@ def draw(count: int, seed: int) -> None:
 DATA = Path(tempfile.gettempdir()) / "selfadapt-mutants.coverage"
 
 
-def cover() -> None:
-    """Run all tests once, and note which of them runs which line, and how long each takes."""
+def cover(tests: list[str]) -> None:
+    """Run tests once, and note which of them runs which line, and how long each takes."""
     traced = [f"--cov={Path(folder).name}" for folder in CODE]
     options = ["--cov-context=test", "--cov-report=", "--durations=0", "-vv", "-q"]
+    options += ["--cov-append", *tests] if tests else []
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *traced, *options]
     where = os.environ | {"COVERAGE_FILE": str(DATA)}
     done = subprocess.run(command, cwd=ROOT, env=where, capture_output=True, text=True, check=False)
-    DATA.with_suffix(".log").write_text(done.stdout)
+    with DATA.with_suffix(".log").open("a" if tests else "w") as log:
+        log.write(done.stdout)
     print(done.stdout[-400:])
+
+
+ELSEWHERE = {"selfadapt/_ranks.py": ["tests/test_ranks.py"]}
+"""Tests that run a file in processes of their own, which coverage does not see."""
 
 
 @cache
@@ -188,10 +199,11 @@ def tests_of(file: str, row: int) -> list[str]:
         for context, bits in rows
         if context and row // 8 < len(bits) and bits[row // 8] & (1 << row % 8)
     }
-    known, defined = durations(), []
+    known, defined = durations(), ELSEWHERE.get(file, [])
     if not hit:
         hit = {context.partition("|")[0] for context, _ in rows if context}
-        defined = ["tests/test_small_breaks.py"]  # asks of definitions without running a line
+        # asks of definitions without running a line
+        defined = [*defined, "tests/test_small_breaks.py"]
     hit -= failed_before()
     return [*defined, *sorted(hit, key=lambda name: known.get(name, 0.0))]
 
@@ -209,7 +221,7 @@ def try_out(mutant: dict[str, Any]) -> dict[str, Any]:
     if not names:
         return {"outcome": "survived", "tests": 0}
     with tempfile.TemporaryDirectory() as folder:
-        for part in ("selfadapt", "adapters"):
+        for part in ("selfadapt", "adapters", "plugins"):
             shutil.copytree(ROOT / part, Path(folder) / part)
         for part in ("tests", "benchmarks", "docs", "examples", "pyproject.toml"):
             (Path(folder) / part).symlink_to(ROOT / part)
@@ -241,8 +253,9 @@ def _run_tests(folder: Path, names: list[str], log: Path) -> None:
     out = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(out, 1), os.dup2(out, 2)
     os.chdir(folder)
-    sys.path[:0] = [str(folder), str(folder / "adapters"), str(folder / "tests")]
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), str(folder / "adapters")])
+    code = [str(folder), str(folder / "adapters"), str(folder / "plugins")]
+    sys.path[:0] = [*code, str(folder / "tests")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(code)
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     # what was imported before the fork cannot be rewritten
     quiet = ["-W", "ignore::pytest.PytestAssertRewriteWarning", "-p", "no:cacheprovider"]
@@ -267,7 +280,7 @@ def _wait(pid: int, seconds: float) -> int:
     return 99
 
 
-def run(only: str | None, again: bool) -> None:
+def run(only: list[str], again: bool) -> None:
     """Try every break that was not tried yet, and sum up."""
     for name in PRELOADED:
         __import__(name)
@@ -281,7 +294,8 @@ def run(only: str | None, again: bool) -> None:
         key = mutant["file"], mutant["old"]
         before = done.get(key)
         retried = again and before is not None and before["outcome"] != "noticed"
-        if (only and only not in mutant["file"]) or (before is not None and not retried):
+        left_out = only and not any(name in mutant["file"] for name in only)
+        if left_out or (before is not None and not retried):
             continue
         done[key] = mutant | try_out(mutant)
         with RESULTS.open("a") as file:
@@ -302,13 +316,14 @@ def run(only: str | None, again: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=["coverage", "draw", "run"])
+    parser.add_argument("tests", nargs="*", help="tests to take the coverage of")
     parser.add_argument("--count", type=int, default=160)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="part of a file's name")
+    parser.add_argument("--only", nargs="*", default=[], help="parts of files' names")
     parser.add_argument("--again", action="store_true", help="try survivors once more")
     args = parser.parse_args()
     if args.command == "coverage":
-        cover()
+        cover(args.tests)
     elif args.command == "draw":
         draw(args.count, args.seed)
     else:
