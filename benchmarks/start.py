@@ -102,8 +102,13 @@ def by_pair(cells: Sequence[dict[str, Any]]) -> str:
         scores = each["scores"]
         values = [f"{scores[name]:.2f}" if name in scores else "" for name in COLUMNS]
         outcome = f"{each['outcome']} ({each['candidate']})"
-        rows.append([f"{each['network']} to {each['domain']}", *values, outcome])
+        rows.append([f"{each['network']} to {each['domain']}{again(each)}", *values, outcome])
     return table(["pair", *COLUMNS, "outcome"], rows)
+
+
+def again(facts: dict[str, Any]) -> str:
+    """Which seed it is, where it is not the first."""
+    return f", seed {facts['seed']}" if facts["seed"] else ""
 
 
 def gain(scores: dict[str, float], name: str) -> float:
@@ -113,8 +118,12 @@ def gain(scores: dict[str, float], name: str) -> float:
 
 
 def summary(cells: Sequence[dict[str, Any]]) -> str:
-    """Change against the calibrated network, over pairs in which anything is found at all."""
-    these = [each["scores"] for each in cells if each["scores"]["best of all"] >= WORTH]
+    """Change against the calibrated network, over pairs in which anything is found at all.
+
+    The first seed alone: few pairs have others.
+    """
+    first = [each["scores"] for each in cells if each["seed"] == 0]
+    these = [scores for scores in first if scores["best of all"] >= WORTH]
     rows = []
     for name in COLUMNS:
         having = [scores for scores in these if name in scores]
