@@ -44,7 +44,9 @@ PAIRS = [
 """Networks and images that they have not seen, in the order in which they are run."""
 
 
-def cell(network: str, domain: str, seed: int, shared: Path, networks: Path) -> dict[str, Any]:
+def cell(
+    network: str, domain: str, seed: int, shared: Path, networks: Path, runs: Path | None
+) -> dict[str, Any]:
     """AP of every way, by name, and how the run ended."""
     source, facts = NETWORKS[network], DOMAINS[domain]
     adapter = source.open(shared, networks)
@@ -61,7 +63,14 @@ def cell(network: str, domain: str, seed: int, shared: Path, networks: Path) -> 
         return 0.0 if np.isnan(counts.ap) else counts.ap
 
     began = time.time()
-    result = adapt(adapter, images[:ADAPTED_TO], config=config, channel_axis=0, progress=False)
+    result = adapt(
+        adapter,
+        images[:ADAPTED_TO],
+        config=config,
+        output_dir=runs and runs / f"{network}-{domain}-{seed}",
+        channel_axis=0,
+        progress=False,
+    )
     seconds = time.time() - began
     found = adapter.with_input(replace(result.adapter.input, tta=False))
     known = replace(adapter.input, scale=source.diameter / facts.diameter, invert=facts.dark)
@@ -137,13 +146,14 @@ def summary(cells: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = results(__doc__)
+    parser.add_argument("--runs", type=Path, help="folder in which the runs are kept")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     args = parser.parse_args()
     done = {(c["network"], c["domain"], c["seed"]) for c in read_lines(args.out)}
     torch.set_num_threads(1)
     for seed, (network, domain) in product(args.seeds, PAIRS) if args.shared else ():
         if (network, domain, seed) not in done:
-            facts = cell(network, domain, seed, args.shared, args.networks)
+            facts = cell(network, domain, seed, args.shared, args.networks, args.runs)
             add_line(args.out, facts)
             told = " ".join(f"{name} {value:.3f}," for name, value in facts["scores"].items())
             ended = f"{facts['outcome']} ({facts['candidate']}); {facts['seconds']} s"
