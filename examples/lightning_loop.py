@@ -32,7 +32,8 @@ class SelfAdaptModule(lightning.LightningModule):
         self.log_dict(info)
         return loss  # plus a loss of your own
 
-    def on_train_batch_end(self, *_):
+    def optimizer_step(self, *args, **kwargs):  # not after each batch: some are accumulated
+        super().optimizer_step(*args, **kwargs)
         self.run.update_teacher()
 
     def on_train_epoch_end(self):

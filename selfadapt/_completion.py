@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 import shtab
 
 from selfadapt._labels import FORMATS
-from selfadapt._wording import Parser, flag_of
+from selfadapt._wording import Parser, flag_of, type_of
 
 SHELLS = tuple(shtab.SUPPORTED_SHELLS)
 PATHS = ("model", "images", "masks", "validation", "out", "config", "json", "table", "run")
@@ -29,24 +29,22 @@ def completion(shell: str, parsers: Mapping[str, Sequence[Parser]], adapters: Se
     for name, several in parsers.items():
         about = several[-1].description
         plain = commands.add_parser(name, help=about, description=about, add_help=False)
-        for action in {a.dest: a for parser in several for a in parser._actions}.values():
-            if action.help != argparse.SUPPRESS:
-                _add(
-                    plain,
-                    action,
-                    listed.get(action.dest) or _words(getattr(action, "_typehint", None)),
-                )
+        actions: dict[str, list[argparse.Action]] = {}
+        for action in (each for parser in several for each in parser.shown):
+            actions.setdefault(action.dest, []).append(action)
+        for dest, same in actions.items():
+            found = [word for each in same for word in each.choices or _words(type_of(each))]
+            _add(plain, same[0], listed.get(dest) or list(dict.fromkeys(found)))
     return str(shtab.complete(whole, shell))
 
 
-def _add(parser: argparse.ArgumentParser, action: argparse.Action, listed: Sequence[str]) -> None:
+def _add(parser: argparse.ArgumentParser, action: argparse.Action, words: Sequence[str]) -> None:
     """An argument as typed in a shell, with nothing but what is completed."""
     names = [flag_of(action.dest)] if action.option_strings else [action.dest]
     added: Any
-    if action.nargs == 0:
+    if action.nargs == 0 or action.dest == "print_config":  # that may have a value
         added = parser.add_argument(*names, action="store_true", help=action.help)
     else:
-        words = listed or action.choices or _words(getattr(action, "_typehint", None))
         added = parser.add_argument(*names, choices=words or None, help=action.help)
     if action.dest in PATHS:
         added.complete = shtab.FILE

@@ -185,6 +185,7 @@ class Look:
             "agreement": self.agreement,
             "stability": self.stability,
             "instances": int(self.count.sum()) / before if before else math.nan,
+            "added": self.added,
             "size": self.size / first.size,
         }
 

@@ -59,6 +59,7 @@ _TABLE = {
     "fn_rate": "FN rate",
     "d_emb": "drift",
     "instances": "instances / initial",
+    "added": "added",
     "size": "size / initial",
 }
 

@@ -222,7 +222,8 @@ class SelfAdaptation:
         """What follows an optimiser step: the iteration is counted, and the teacher moves.
 
         It moves towards the student by the exponential moving average, at every
-        `config.ema_every`-th iteration. `step` does this by itself.
+        `config.ema_every`-th iteration. `step` does this by itself; in a loop of your own, call it
+        once after each step of your optimiser.
         """
         self.iteration += 1
         if self.iteration % self.config.ema_every == 0:

@@ -32,10 +32,10 @@ class Thresholds:
         floor: least stability.
         fall: by so much the agreement of turned copies may fall.
         missed: largest FN rate against the first network.
-        added: largest share of objects that the first network has not found: those that training
-            adds are false more often than the others. This and the next, too, ...
+        added: largest share of objects that the first network has not found: of those that training
+            had added on H&E nearly all were false.
         ratio: the median size of instances changes by no more than this factor.
-        reference: ... if the first network has at least this stability itself.
+        reference: these three hold if the first network has at least this stability itself.
         fewest: fewer objects cannot be judged.
 
     Raises:
@@ -54,10 +54,11 @@ class Thresholds:
     fewest: int = 10
 
     def __post_init__(self) -> None:
-        if not (0 < self.risk < 1 and self.ratio >= 1 and self.fewest >= 1):
+        shares = 0 <= self.missed <= 1 and 0 <= self.added <= 1
+        if not (0 < self.risk < 1 and shares and self.ratio >= 1 and self.fewest >= 1):
             raise ConfigError(
-                f"{self} is not allowed: risk lies between 0 and 1, ratio is 1 or more, fewest 1 "
-                "or more."
+                f"{self} is not allowed: risk lies between 0 and 1, missed and added from 0 to 1, "
+                "ratio is 1 or more, fewest 1 or more."
             )
 
 
@@ -157,7 +158,7 @@ def veto(first: Look, look: Look, asked: Thresholds) -> str | None:
     if first.stability >= asked.reference:
         if look.missed > asked.missed:
             return f"it misses {look.missed:.0%} of the objects found before"
-        if look.added > asked.added:
+        if not look.added <= asked.added:
             return f"{look.added:.0%} of what it finds was not found before"
         if not 1 / asked.ratio <= look.size / first.size <= asked.ratio:
             return f"its objects are {look.size / first.size:.2g} times as large"

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import fields
 from difflib import get_close_matches
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -42,6 +43,11 @@ class Parser(ArgumentParser):
     def takes(self, name: str) -> bool:
         """Whether it has an argument of that name."""
         return any(action.dest == name for action in self._actions)
+
+    @property
+    def shown(self) -> list[argparse.Action]:
+        """The arguments that --help lists."""
+        return [action for action in self._actions if action.help != argparse.SUPPRESS]
 
     def _in_words(self, message: str) -> str:
         before, _, rest = message.partition(": ")
@@ -93,6 +99,11 @@ class Parser(ArgumentParser):
 def without_value(message: str) -> str:
     """What argparse's "argument --images: expected one argument" means."""
     return f"{message.partition(':')[0].removeprefix('argument ')} takes a value: give one after it"
+
+
+def type_of(action: argparse.Action) -> Any:
+    """The type that an argument was declared with; None if it has none."""
+    return getattr(action, "_typehint", None)
 
 
 def flag_of(name: str) -> str:

@@ -50,6 +50,7 @@ def test_every_command_is_completed(scripts):
         (("segment", "--format", "g"), ["geojson"]),
         (("segment", "--adapter", "s"), ["smp", "stardist"]),
         (("adapt", "--scale", ""), ["auto"]),
+        (("segment", "--normalize", ""), ["true", "false", "percentile", "standard", "none"]),
         (("adapt", "--resume", "--calib"), ["--calibrate"]),  # --resume takes no value
         (("completion", "z"), ["zsh"]),
         (("report", "zs"), ["zsh"]),  # a folder: here, one of the scripts
@@ -66,6 +67,15 @@ def test_other_shells_understand_their_script(scripts, shell):
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
     subprocess.run([shell, "-n", str(scripts / shell)], check=True)
+
+
+def test_fish_completes_values(scripts):
+    if shutil.which("fish") is None:
+        pytest.skip("fish is not installed")
+    asked = f"source {scripts / 'fish'}; complete -C 'selfadapt adapt --stop '"
+    ran = subprocess.run(["fish", "-c", asked], capture_output=True, text=True, check=True)
+    offered = [line.partition("\t")[0] for line in ran.stdout.splitlines()]
+    assert offered == ["auto", "embedding", "fn", "none"]
 
 
 def test_another_shell_is_refused(capsys):

@@ -56,7 +56,7 @@ NOT_RUN = {
     ("stardist.md", "installs packages"): 1,
     ("stardist.md", "needs TensorFlow"): 2,
 }
-NOT_OF_A_MODEL = ("demo", "report", "adapters")
+NOT_OF_A_MODEL = ("demo", "report", "adapters", "completion")
 SHORT = {
     "iterations": 2, "validate_every": 1, "crop": 64, "validation_images": 2,
     "candidates": "default,tta",
@@ -307,8 +307,8 @@ def test_troubleshooting_has_what_is_really_said(begins, troubled, finished, mon
 def test_reasons_in_troubleshooting_are_those_of_the_judge():
     text = (ROOT / "docs" / "troubleshooting.md").read_text()
     table = text.split("| reason |")[1].split("\n\n")[0]
-    reasons = re.findall(r"^\| (its? .*?|flipped .*?) \|", table, re.M)
-    assert len(reasons) == 5
+    reasons = re.findall(r"^\| (its? .*?|flipped .*?|\.\.\. of .*?) \|", table, re.M)
+    assert len(reasons) == 6
     judge = (ROOT / "selfadapt" / "_verdict.py").read_text()
     for part in re.split(r"\.\.\.|; ", "; ".join(reasons)):
         assert part.strip(" ,") in judge

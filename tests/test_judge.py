@@ -13,6 +13,7 @@ from stardist.data import test_image_nuclei_2d as nuclei_2d
 
 from selfadapt import (
     CheckpointError,
+    ConfigError,
     ImageError,
     Judge,
     Look,
@@ -177,6 +178,14 @@ def test_size_and_what_is_added_are_vetoes_of_their_own():
     ):
         other = Look(**{**vars(steady), **change})
         assert message in (objection(first, other, Thresholds()) or "")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"added": 20}, {"added": -0.1}, {"added": math.nan}, {"missed": 1.1}, {"risk": 0}]
+)
+def test_limits_out_of_range_are_refused(wrong):
+    with pytest.raises(ConfigError, match="added from 0 to 1"):
+        Thresholds(**wrong)
 
 
 def test_what_is_not_finite_is_never_kept_and_throws_nothing_else_away():
