@@ -44,6 +44,7 @@ from selfadapt._shell_run import (
 )
 from selfadapt._wording import Parser
 
+RESUMED = ("demo", "adapt", "segment")
 NOT_TRUSTED = 3
 """Exit code where the verdict is that a network is not to be trusted."""
 
@@ -116,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"{error.filename or ''}: {error.strerror or error}".lstrip(": "))
     except KeyboardInterrupt:
-        return _fail("interrupted; `demo`, `adapt` and `segment` go on with --resume.", 130)
+        resumes = f"; `{name}` goes on with --resume" * (name in RESUMED)
+        return _fail(f"interrupted{resumes}.", 130)
     # torchrun takes any other code than 0 for a crash
     return NOT_TRUSTED if trusted is False and not several else 0
 

@@ -283,10 +283,8 @@ class RunDirectory:
         """The weights of a candidate: an iteration of the loop (0: initial), or its name."""
         path = self._snapshot(name)
         if name not in self.snapshots():
-            kind = "iteration " * isinstance(name, int)
-            raise CheckpointError(
-                f"there is no snapshot of {kind}{name}; there are {self.snapshots()}."
-            )
+            there = ", ".join(map(str, self.snapshots()))
+            raise CheckpointError(f"there is no snapshot {name}; there are {there}.")
         try:
             tensors = load_file(path)
         except Exception as error:

@@ -110,12 +110,14 @@ def select_command(words: Sequence[str]) -> None:
     target = Path(options.out)
     if target.exists():
         raise ConfigError(f"{options.out!r} exists already: give another --out.")
-    adapter, _ = open_model(parser.kind, options)
+    adapter, told = open_model(parser.kind, options)
     with appearing(target) as partial:
         adapter.save(partial)
     print(f"Model:   {target}")
     if usage := adapter.usage(target):
         print(f"Use it:  {usage}")
+    words = ["selfadapt", "segment", "--adapter", told["adapter"], "--model", options.out]
+    print(f"Shell:   {shlex.join(words)}")
 
 
 def report_parser(_: Sequence[str]) -> Parser:

@@ -145,12 +145,17 @@ def test_another_snapshot_segments_and_is_saved_as_a_model(run, folder, tmp_path
         chosen = ["--model", str(run), "--snapshot", name]
         assert main(["segment", *chosen, "--images", images, "--out", str(out)]) == 0
         assert main(["select", *chosen, "--out", str(model)]) == 0
-        assert str(model) in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert str(model) in said
+        again = shlex.split(said.partition("Shell:")[2])
         saved = SmpAdapter.from_pretrained(str(model))
         weights = load_file(run / "snapshots" / f"{int(name):06d}.safetensors")
         assert equal_states(saved.model.state_dict(), weights)
         found[name] = tifffile.imread(out / "cell_0.tif")
         np.testing.assert_array_equal(saved.segment(image), found[name])
+        mine = tmp_path / f"mine-{name}"  # and as the last line says
+        assert main([*again[1:], "--images", images, "--out", str(mine)]) == 0
+        np.testing.assert_array_equal(tifffile.imread(mine / "cell_0.tif"), found[name])
     initial = SmpAdapter.from_pretrained("demo")
     np.testing.assert_array_equal(initial.segment(image), found["0"])
     assert not equal_states(initial.model.state_dict(), weights)
@@ -350,9 +355,9 @@ def test_another_run_in_the_folder_is_a_mistake(run, folder, capsys):
         (["select", *DEMO, "--snapshot", "2", "--out", "{new}"], "--snapshot 2 needs --model RUN"),
         (
             ["select", "--model", "{run}", "--snapshot", "3", "--out", "{new}"],
-            "no snapshot of iter",
+            "there is no snapshot",
         ),
-        (["select", "--model", "{run}", "--snapshot", "x", "--out", "{new}"], "no snapshot of x"),
+        (["select", "--model", "{run}", "--snapshot", "x", "--out", "{new}"], "no snapshot x"),
         (["select", "--model", "{run}", "--out", "{empty}"], "exists already"),
         (
             ["segment", "--model", "{unfinished}", "--images", "{images}", "--out", "x"],
@@ -586,7 +591,7 @@ def test_a_run_that_is_asked_to_end_leaves_no_temporary_folder(tmp_path):
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert "`segment` go on with --resume" in said
+    assert "`segment` goes on with --resume" in said
     assert not list((tmp_path / "tmp").iterdir())
     assert not list(run.rglob("*.partial"))
 
