@@ -45,6 +45,7 @@ from selfadapt._shell_run import (
 from selfadapt._wording import Parser
 
 RESUMED = ("demo", "adapt", "segment")
+"""Commands that take --resume."""
 NOT_TRUSTED = 3
 """Exit code where the verdict is that a network is not to be trusted."""
 

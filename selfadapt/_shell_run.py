@@ -116,8 +116,8 @@ def select_command(words: Sequence[str]) -> None:
     print(f"Model:   {target}")
     if usage := adapter.usage(target):
         print(f"Use it:  {usage}")
-    words = ["selfadapt", "segment", "--adapter", told["adapter"], "--model", options.out]
-    print(f"Shell:   {shlex.join(words)}")
+    shell = ["selfadapt", "segment", "--adapter", told["adapter"], "--model", options.out]
+    print(f"Shell:   {shlex.join(shell)}")
 
 
 def report_parser(_: Sequence[str]) -> Parser:
