@@ -591,7 +591,7 @@ def test_a_run_that_is_asked_to_end_leaves_no_temporary_folder(tmp_path):
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert "`segment` goes on with --resume" in said
+    assert said.endswith("selfadapt: interrupted; `adapt` goes on with --resume.\n")
     assert not list((tmp_path / "tmp").iterdir())
     assert not list(run.rglob("*.partial"))
 
