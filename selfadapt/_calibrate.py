@@ -20,7 +20,7 @@ from selfadapt._images import open_windows
 from selfadapt._input import Input
 from selfadapt._look import STEP
 from selfadapt._masks import refuse_masks
-from selfadapt._trials import WINDOWS, Place, Trial, choose_places, tried
+from selfadapt._trials import FEWEST, WINDOWS, Place, Trial, choose_places, tried
 
 logger = logging.getLogger(__name__)
 
@@ -63,13 +63,24 @@ class Calibration:
         return self.found and self.best.score > CLEARLY * self.chosen.score
 
     def __str__(self) -> str:
+        most = max(trial.instances for trial in self.trials)
+        if not self.found and 0 < most < FEWEST:
+            return (
+                f"at most {most} objects are found in any way, too few to choose by: images go in "
+                f"as they are ({self._told(self.chosen)})"
+            )
         if not self.found:
             return (
-                f"nothing is found again at any scale: images go in as they are ({self.chosen}), "
-                "and nothing that this network finds here is to be trusted"
+                "nothing is found again at any scale: images go in as they are "
+                f"({self._told(self.chosen)}), and nothing that this network finds here is to be "
+                "trusted"
             )
-        other = f"; clearly better would be: {self.best}" if self.doubted else ""
-        return f"{self.chosen}{other}"
+        other = f"; clearly better would be: {self._told(self.best)}" if self.doubted else ""
+        return f"{self._told(self.chosen)}{other}"
+
+    def _told(self, trial: Trial) -> str:
+        options = self.adapter.with_input(trial.input).input_options()
+        return trial.told({k: v for k, v in options.items() if not hasattr(trial.input, k)})
 
     def to_dict(self) -> dict[str, Any]:
         """For a file."""

@@ -25,10 +25,10 @@ from selfadapt._network import check_network
 from selfadapt._predict import evaluating, predict
 from selfadapt._spec import OutputSpec
 from selfadapt._symmetry import D4, Symmetry
-from selfadapt._tiles import pad_far_side, round_up
+from selfadapt._tiles import pad_far_side
 
 MOST, SIDE = 4, 256
-"""Images that are looked at, and pixels a side."""
+"""Images that are looked at, and about how many pixels a side."""
 UNLIKE = 0.5
 """Views of a head that disagree more than that do not find what they were trained to find."""
 BETTER = 0.7
@@ -88,7 +88,8 @@ def check_adapter(adapter: Adapter, images: Any, *, channel_axis: int | None = N
 
     It finds channels that are declared in another order than the network's (flows with x first,
     rays the other way round), logits taken for probabilities, and images that are normalised
-    otherwise than in training (where the network has batch norm). Use images that it works on: on
+    otherwise than in training (where the network has batch norm); sides of multiples that the
+    network does not take raise. Use images that it works on: on
     others nothing may be found at all, which says nothing about the adapter.
 
     Args:
@@ -132,8 +133,12 @@ def check_adapter(adapter: Adapter, images: Any, *, channel_axis: int | None = N
 
 
 def _square(adapter: Adapter, image: Tensor) -> Tensor:
-    """The middle of a prepared image, in a size that the network takes."""
-    side = adapter.fixed_size or round_up(SIDE, adapter.side_multiple)
+    """The middle of a prepared image, in a size that the network takes.
+
+    An odd number of multiples: a network that needs larger ones than the adapter says fails.
+    """
+    step = adapter.side_multiple
+    side = adapter.fixed_size or (SIDE // step // 2 * 2 + 1) * step
     image = pad_far_side(image, (side, side), adapter.padding)
     top, left = ((n - side) // 2 for n in image.shape[-2:])
     return image[:, top : top + side, left : left + side].contiguous()
@@ -163,8 +168,10 @@ def _disagreement(spec: OutputSpec, name: str, reading: Head, views: Sequence[Vi
     """Root mean square, as a share of the spread; NaN where a head gives one value everywhere."""
     head = spec[name]
     differs = spread = 0.0
+    varies = False
     for each in views:
         own = head.values(each[D4[0]][name])
+        varies |= bool(own.min() < own.max())  # a spread would be of rounding alone
         inside = torch.ones_like(own[:1])
         if head.within is not None:  # elsewhere it was not trained to give anything
             other = spec[head.within]
@@ -177,7 +184,7 @@ def _disagreement(spec: OutputSpec, name: str, reading: Head, views: Sequence[Vi
                 back = reading.act(g.inverse, moved)
                 differs += float((share * (back - own).square()).sum())
                 spread += float((share * (own - mean).square()).sum())
-    return math.sqrt(differs / spread) if spread > 0 else math.nan
+    return math.sqrt(differs / spread) if varies and spread > 0 else math.nan
 
 
 def _findings(head: Head, name: str, found: HeadDiagnosis, views: Sequence[Views]) -> Iterator[str]:

@@ -24,6 +24,7 @@ class Predicting(Protocol):
     """What `predict` asks of an adapter."""
 
     outputs: OutputSpec
+    size_multiple: int | tuple[int, int]
 
     @property
     def padding(self) -> Literal["symmetric", "reflect"]: ...
@@ -120,8 +121,8 @@ def raw_outputs(adapter: Predicting, model: nn.Module, image: Tensor) -> dict[st
     except Exception as error:  # of the network's own code, or of torch within it
         channels, height, width = image.shape
         raise OutputError(
-            f"the network fails on an image of {channels} channel(s), {height} x {width}: "
-            f"{first_line(error)}"
+            f"the network fails on an image of {channels} channel(s), {height} x {width}, padded "
+            f"to multiples of size_multiple={adapter.size_multiple}: {first_line(error)}"
         ) from error
 
 

@@ -195,8 +195,11 @@ def _before_after(examples: Sequence[Example], result: Mapping[str, Any]) -> str
     where = f"in the {len(examples)} windows below" if len(examples) > 1 else "in the window below"
     if changes := result.get("changes"):  # older runs have counted nothing
         counts = {fate: int(changes[fate]) for fate in FATES}
-        where = f"in all {int(changes['windows'])} windows of held-out images"
-        if int(changes["windows"]) > len(examples):
+        windows = int(changes["windows"])
+        where = f"in all {windows} windows of held-out images"
+        if windows == 1:
+            where = "in the one window of held-out images"
+        if windows > len(examples):
             where += f"; the {len(examples)} that changed most are shown"
     legend = "".join(
         f'<li data-fate="{fate}"><svg viewBox="0 0 42 21" aria-hidden="true">'

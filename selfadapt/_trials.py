@@ -1,7 +1,7 @@
 """What a network finds where images go in in one way, compared with the same in other ways."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -104,11 +104,13 @@ class Trial:
         )
         return float(turned * ((scaled + alike) / 2) ** 2 * self.area**0.1)
 
-    def __str__(self) -> str:
+    def told(self, own: Mapping[str, Any]) -> str:
+        """In words, with what the family calls the scale, such as Cellpose's diameter."""
         how = self.input
-        told = [f"scale {how.scale:.3g}"]
+        words = " ".join(f"{name} {value:.3g}" for name, value in own.items())
+        told = [f"scale {how.scale:.3g}" + f" ({words})" * bool(words)]
         if not math.isnan(self.diameter):
-            told.append(f"objects of about {self.diameter:.0f} px")
+            told.append(f"finds objects of about {self.diameter:.0f} px")
         if (how.low, how.high) not in ((1.0, 99.0), (1.0, 99.8)):
             told.append(f"percentiles {how.low:g} to {how.high:g}")
         told += ["inverted (dark made bright)"] * how.invert + ["as gray"] * how.gray

@@ -28,7 +28,7 @@ from selfadapt import (
     predict,
     prepare,
 )
-from selfadapt._calibrate import search
+from selfadapt._calibrate import Calibration, search
 from selfadapt._cli import main
 from selfadapt._trials import FEWEST, Place, Trial, choose_places
 from selfadapt._views import mean_outputs
@@ -180,6 +180,21 @@ def test_a_trial_is_better_if_more_is_found_again():
     assert trial(turned=few, scaled=few, alike=few).score < trial().score
     assert trial(instances=FEWEST - 1).score == 0
     assert 0 <= trial().score <= 1
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ((3, FEWEST - 1), f"at most {FEWEST - 1} objects are found in any way, too few to choose"),
+        ((3, FEWEST), "nothing is found again at any scale"),
+        ((0, 0), "nothing is found again at any scale"),
+    ],
+)
+def test_too_few_objects_are_not_called_none(counts, words):
+    trials = [trial(instances=n) for n in counts]
+    nothing = Trial.nothing(Input())
+    adapter = SmpAdapter.from_pretrained("demo")
+    assert words in str(Calibration(adapter, trials, nothing, nothing, found=False))
 
 
 @pytest.mark.parametrize("middle", [(0, 0), (20, 50), (39, 99)])

@@ -13,16 +13,17 @@ from selfadapt import (
     Adapter,
     ConfigError,
     ImageError,
+    Input,
     ModelError,
     SelfAdaptation,
     Vector,
     as_channels_first,
-    calibrate,
     load_adapter,
     match,
     open_images,
     predict,
 )
+from selfadapt._calibrate import search, settle
 from selfadapt._cli import main
 from selfadapt.testing import AdapterTests, HeadTests
 
@@ -453,12 +454,23 @@ def test_an_old_zoo_file_keeps_the_diameter_that_cellpose_knows_by_its_name(trai
 
 @cellpose3
 def test_a_missing_diameter_is_taken_from_the_file_and_said(trained, caplog):
-    assert CellposeAdapter(trained).diameter == 12
+    adapter = CellposeAdapter(trained)
+    assert adapter.diameter == 12
+    assert "diameter" not in caplog.text  # it may yet be found
+    adapter.check(open_images(IMAGE))
     assert "12.0 pixels are taken, the model's own diam_labels" in caplog.text
 
 
 @cellpose3
-def test_a_file_without_diameters_has_its_own_estimated_and_said(trained, tmp_path, caplog):
+def test_where_a_diameter_is_said_or_found_none_is_missed(trained, caplog):
+    found = settle(CellposeAdapter(trained), Input(scale=0.5))
+    for adapter in (found, CellposeAdapter(trained, diameter=12)):
+        adapter.check(open_images(IMAGE))
+    assert not caplog.records
+
+
+@cellpose3
+def test_a_file_without_diameters_has_its_own_estimated_and_said(trained, tmp_path, monkeypatch):
     state = {name: t for name, t in torch.load(trained).items() if not name.startswith("diam_")}
     torch.save(state, tmp_path / "old")
     adapter = CellposeAdapter(tmp_path / "old")
@@ -466,7 +478,11 @@ def test_a_file_without_diameters_has_its_own_estimated_and_said(trained, tmp_pa
     with pytest.raises(ConfigError, match="scale must be found in the images first"):
         adapter.segment(IMAGE)
     adapter.diam_mean = 12.0  # what this network was trained at
-    settled = calibrate(adapter, IMAGE, progress=False)
+    monkeypatch.setattr("selfadapt._calibrate.SCALES", (0.592, 1.0, 1.69))  # a search of seconds
+    found = search(adapter, open_images([discs(k, (150, 231))[0] for k in range(7, 11)]))
+    settled = found.adapter
+    assert found.found
+    assert f"(diameter {settled.diameter:.3g}), finds objects of about" in str(found)
     truth = np.median(np.bincount(discs(7, (150, 231))[1].ravel())[1:] ** 0.5) / (np.pi**0.5 / 2)
     assert 1 / 1.5 < settled.diameter / truth < 1.5
     assert settled.segment(IMAGE).max() > 3

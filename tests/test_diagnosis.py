@@ -6,6 +6,7 @@ import torch
 from helpers import SHARED, discs, needs_shared
 from stardist.data import test_image_nuclei_2d as nuclei
 from torch import nn
+from torch.nn import functional
 
 from selfadapt import (
     Adapter,
@@ -191,6 +192,23 @@ def test_the_bundled_network(options, words):
     assert adapter.model.training
     for name, tensor in adapter.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+class Skip(Gain):
+    """Takes multiples of 4, as a U-Net with two poolings does."""
+
+    def forward(self, x):
+        return self.gain + x + functional.interpolate(functional.avg_pool2d(x, 4), scale_factor=4)
+
+
+def test_multiples_that_the_network_does_not_take_are_named():
+    adapter = Plain(Skip(), p=Binary())
+    for multiple in (1, 2):
+        adapter.size_multiple = multiple
+        with pytest.raises(OutputError, match=f"padded to multiples of size_multiple={multiple}: "):
+            check_adapter(adapter, DISCS)
+    adapter.size_multiple = 4
+    assert check_adapter(adapter, DISCS).heads["p"].disagreement < 1e-3
 
 
 def test_images_without_anything_in_them_are_refused(adapter):

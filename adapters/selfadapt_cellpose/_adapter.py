@@ -19,6 +19,7 @@ from selfadapt import (
     Binary,
     ImageError,
     Input,
+    LazyImage,
     OutputError,
     OutputSpec,
     Vector,
@@ -152,25 +153,25 @@ class CellposeAdapter(Adapter):
         self.diameter: float | None = None
         if isinstance(diameter, int | float):
             self.diameter = float(diameter)
-        elif diameter is None and transformer:
-            self.diameter = self.diam_mean
-            logger.warning(
-                "No diameter given: Cellpose 4 takes the images at their own scale, as for cells "
-                "of 30 pixels, unless it is calibrated."
-            )
-        elif diameter is None and has_diameter:
-            self.diameter = float(template.diam_labels)
-            logger.warning(
-                "No diameter given: %.1f pixels are taken, the model's own diam_labels, unless it "
-                "is calibrated. Give the diameter of your cells if you know it.",
-                self.diameter,
-            )
+        elif diameter is None and (transformer or has_diameter):
+            self.diameter = self.diam_mean if transformer else float(template.diam_labels)
         asked = {"scale": self.diameter is None, "invert": invert == "auto"}
         self.auto = frozenset(name for name, is_auto in asked.items() if is_auto)
         said = {"scale": isinstance(diameter, int | float), "invert": isinstance(invert, bool)}
         said["invert"] |= "invert" in given
         said["low"] = said["high"] = "percentile" in given
         self.settled = frozenset(name for name, is_said in said.items() if is_said)
+
+    def check(self, images: Sequence[LazyImage]) -> None:
+        """Say which diameter is taken where nobody has said one, nor found it in images."""
+        super().check(images)
+        if "scale" not in self.settled:
+            logger.warning(
+                "No diameter given: %.1f pixels are taken, %s. Give that of your cells, or "
+                'diameter="auto" (shell: --diameter auto).',
+                self.diameter,
+                "the model's own diam_labels" if self.channels else "the images' own scale",
+            )
 
     def forward(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         return self.outputs.split(model(images)[0][:, -3:])
