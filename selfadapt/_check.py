@@ -6,15 +6,21 @@ from selfadapt._adapter import Adapter
 from selfadapt._calibrate import calibrate
 from selfadapt._crops import evenly
 from selfadapt._errors import ConfigError, ImageError
+from selfadapt._events import Callback, Teller
 from selfadapt._images import open_windows
 from selfadapt._judge import Judge
-from selfadapt._look import Look
 from selfadapt._masks import refuse_masks
 from selfadapt._quality import Quality, estimate
 
 
 def estimate_quality(
-    adapter: Adapter, images: Any, *, windows: int = 24, channel_axis: int | None = None
+    adapter: Adapter,
+    images: Any,
+    *,
+    windows: int = 24,
+    channel_axis: int | None = None,
+    progress: bool = True,
+    callback: Callback | None = None,
 ) -> Quality:
     """The AP to be expected of a network on images, with an interval, estimated without labels.
 
@@ -25,17 +31,13 @@ def estimate_quality(
         images: any source that `open_images` takes.
         windows: at most that many windows of the images are segmented, seven times each.
         channel_axis: see `open_images`.
+        progress: whether a progress bar is shown.
+        callback: is told of each window, by an `Event`; returning True cancels.
 
     Raises:
         SelfAdaptError: the images cannot be used, or the adapter cannot decode instances.
+        RunCancelledError: the callback wanted it.
     """
-    return estimate(look_at(adapter, images, windows=windows, channel_axis=channel_axis))
-
-
-def look_at(
-    adapter: Adapter, images: Any, *, windows: int, channel_axis: int | None = None
-) -> Look:
-    """What the estimate rests on."""
     if windows < 1:
         raise ConfigError(f"windows={windows} is not allowed: it must be 1 or more.")
     if not adapter.can_decode:
@@ -46,9 +48,10 @@ def look_at(
     sources = open_windows(images, channel_axis=channel_axis)
     refuse_masks(sources)
     if adapter.auto:
-        adapter = calibrate(adapter, sources)
+        adapter = calibrate(adapter, sources, progress=progress, callback=callback)
     adapter.check(sources)
     seeing = evenly(sources, windows, blank_images=False)
     if not seeing:
         raise ImageError("all images are constant: there is nothing to see in them.")
-    return Judge(seeing, windows=windows).look(adapter, adapter.model)
+    with Teller(progress=progress, callback=callback) as tell:
+        return estimate(Judge(seeing, windows=windows).look(adapter, adapter.model, tell))

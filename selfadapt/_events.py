@@ -39,15 +39,15 @@ class Preview:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that `adapt` has begun or done.
+    """Something that `adapt`, `calibrate` or `estimate_quality` has begun or done.
 
     Attributes:
         kind: "stage": it begins; "step": one more is done; "look": a network was measured.
-        stage: "calibration" or "adaptation".
-        done: steps of the stage that are done: ways to take the images in, or optimiser steps of
-            all loops.
+        stage: "calibration", "adaptation" or "check".
+        done: steps of the stage that are done: ways to take the images in, optimiser steps of all
+            loops, or windows that were segmented.
         total: how many it has; it may end earlier.
-        candidate: the network: "initial", a loop such as "default", ...; "" in calibration.
+        candidate: the network: "initial", a loop such as "default", ...; "" outside of adaptation.
         iteration: steps of the loop that this network has behind it.
         figures: of a step the loss, its parts and the share of reliable pixels, as tensors without
             gradient (to turn one into a number waits for the device); of a look what was measured.
@@ -101,7 +101,7 @@ class Teller:
         if event.kind == "stage":
             self.close()
             often = 0.1 if sys.stderr.isatty() else 60
-            unit = "scale" if event.stage == "calibration" else "it"
+            unit = UNITS[event.stage]
             self._bar = tqdm(total=event.total, unit=unit, leave=False, mininterval=often)
             self._shown = {}
         if self._bar is not None:
@@ -127,5 +127,7 @@ def silent(event: Event) -> None:
     """Tell nobody."""
 
 
+UNITS = {"calibration": "scale", "adaptation": "it", "check": "window"}
+"""Of the bar, by stage."""
 SHOWN = ("d_emb", "agreement", "stability", "instances")
 """Figures of the last look, beside the bar."""

@@ -1,7 +1,7 @@
 """Which network is kept: looks at held-out images, and one decision over all of them."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from selfadapt import _ranks as ranks
 from selfadapt._adapter import Adapter
 from selfadapt._errors import ConfigError, OutputError
-from selfadapt._events import Preview
+from selfadapt._events import Event, Preview, silent
 from selfadapt._images import open_images
 from selfadapt._input import prepare
 from selfadapt._lazy import LazyImage
@@ -122,12 +122,15 @@ class Judge:
         )
         return source.name, rows, columns
 
-    def look(self, adapter: Adapter, model: nn.Module) -> Look:
+    def look(
+        self, adapter: Adapter, model: nn.Module, tell: Callable[[Event], None] = silent
+    ) -> Look:
         """Measure a network.
 
         Args:
             adapter: how images go into it.
             model: the adapter's own network, or another of its architecture.
+            tell: is told of each window, and may raise.
 
         Raises:
             ImageError: a held-out image cannot be used.
@@ -135,7 +138,12 @@ class Judge:
         """
         self._prepare(adapter, model)
         pairs = ranks.share(list(zip(self._pixels, self.windows, strict=True)))
-        seen = ranks.unite([views(adapter, model, pixels, w.size) for pixels, w in pairs])
+        tell(Event("stage", "check", 0, len(pairs)))
+        ours = []
+        for pixels, window in pairs:
+            ours.append(views(adapter, model, pixels, window.size))
+            tell(Event("step", "check", len(ours), len(pairs)))
+        seen = ranks.unite(ours)
         if self._first is None:
             for monitor in self._asked:
                 monitor.check(adapter, [view.plain for view in seen])

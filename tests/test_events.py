@@ -7,7 +7,15 @@ import pytest
 import torch
 from helpers import IMAGES, config, discs, equal_states
 
-from selfadapt import ConfigError, EmbeddingDrift, Event, RunCancelledError, adapt, calibrate
+from selfadapt import (
+    ConfigError,
+    EmbeddingDrift,
+    Event,
+    RunCancelledError,
+    adapt,
+    calibrate,
+    estimate_quality,
+)
 from selfadapt._events import Teller
 from selfadapt_smp import SmpAdapter
 
@@ -40,6 +48,30 @@ def test_every_stage_step_and_look_is_told_and_nothing_else_changes(adapter):
     np.testing.assert_array_equal(first[0].before, first[0].after)
     np.testing.assert_array_equal(first[0].before, last[0].before)
     assert first[0].after.shape == first[0].pixels.shape[1:]
+
+
+def test_every_window_of_a_check_is_told_and_nothing_else_changes(adapter, capfd):
+    events = []
+    told = estimate_quality(adapter, IMAGES[:3], progress=False, callback=events.append)
+    assert capfd.readouterr().err == ""
+    assert told == estimate_quality(adapter, IMAGES[:3])
+    assert "window/s" in capfd.readouterr().err  # the bar
+    assert {event.stage for event in events} == {"check"}
+    assert [(e.kind, e.done, e.total) for e in events] == [
+        ("stage", 0, 3), ("step", 1, 3), ("step", 2, 3), ("step", 3, 3),
+    ]  # fmt: skip
+
+
+def test_a_cancelled_check_gives_nothing(adapter):
+    seen = []
+
+    def cancel(event):
+        seen.append(event)
+        return event.done == 2
+
+    with pytest.raises(RunCancelledError):
+        estimate_quality(adapter, IMAGES[:3], progress=False, callback=cancel)
+    assert len(seen) == 3
 
 
 @pytest.mark.parametrize("stop", ["auto", None, EmbeddingDrift(2.0)])

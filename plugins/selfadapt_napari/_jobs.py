@@ -170,7 +170,8 @@ def check(adapter: Adapter, targets: Sequence[Target], talk: Talk) -> Quality:
         SelfAdaptError: see `estimate_quality`.
     """
     images = images_of(targets)
-    return estimate_quality(_interruptible(adapter, images, talk), images)
+    watched = _interruptible(adapter, images, talk)
+    return estimate_quality(watched, images, progress=False, callback=talk.say)
 
 
 def _interruptible(adapter: Adapter, images: Sequence[LazyImage], talk: Talk) -> Adapter:
