@@ -12,11 +12,12 @@ import numpy as np
 import tifffile
 import zarr
 from numpy.typing import NDArray
+from PIL.Image import getmodebands
 
 from selfadapt._errors import ImageError
 from selfadapt._lazy import LARGE, LazyImage, array_axes, failing, list_indexed, naming
 from selfadapt._normalize import Image, resize_image
-from selfadapt._pictures import palette_of
+from selfadapt._pictures import palette_of, to_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,16 @@ MASK, ALIKE, COMPARED = 4, 0.7, 16
 how many pages one may be a copy."""
 ASSOCIATED_OR_NOT = (1, 2)
 """What TIFF calls samples that are alpha."""
+CONVERTED: dict[int, str] = {
+    tifffile.PHOTOMETRIC.SEPARATED: "CMYK",
+    tifffile.PHOTOMETRIC.YCBCR: "YCbCr",
+    tifffile.PHOTOMETRIC.CIELAB: "LAB",
+}
+"""Samples that are no intensities of red, green and blue, and what Pillow calls them."""
+JPEGS = {6, 7, 33007, 34892}
+"""Compressions of which red, green and blue are decoded, where YCbCr is stored."""
+APERIO = 33003
+"""Compression that itself means YCbCr."""
 MOST_BYTES, MOST_PACKED = 2**26, 3000
 """A TIFF that declares more than both that many bytes and MOST_PACKED times its own is refused:
 deflate packs to 1 : 1032 at best, LZW to 1 : 2730, and reading it would fill the memory."""
@@ -43,6 +54,7 @@ class _Tiff:
         white: the value that stands for black, where a file counts from white to black.
         palette: colours `[values, 3]` that the stored values stand for.
         samples: axis of the samples, and those that are kept where alpha is not the last.
+        mode: axis of samples that become red, green and blue, and Pillow's name for such.
     """
 
     path: Path
@@ -51,6 +63,7 @@ class _Tiff:
     white: int | None = None
     palette: NDArray[Any] | None = None
     samples: tuple[int, tuple[int, ...]] | None = None
+    mode: tuple[int, str] | None = None
 
     def __getitem__(self, index: Any) -> Image:
         stored = index if self.palette is None else index[:-1]
@@ -58,6 +71,11 @@ class _Tiff:
             axis, kept = self.samples
             parts = [self._read((*index[:axis], sample, *index[axis + 1 :])) for sample in kept]
             return np.stack(parts, axis=sum(isinstance(part, slice) for part in index[:axis]))
+        if self.mode is not None:
+            axis, mode = self.mode
+            pixels = self._read((*index[:axis], slice(0, getmodebands(mode)), *index[axis + 1 :]))
+            at = sum(isinstance(part, slice) for part in index[:axis])
+            return np.moveaxis(to_rgb(np.moveaxis(pixels, at, -1), mode), -1, at)
         return self._read(stored)
 
     def _read(self, stored: Any) -> Image:
@@ -230,19 +248,37 @@ def _describe_series(
         shape[series.axes.index("S")] = len(samples)
         if samples == list(range(len(samples))):  # alpha is last, as nearly always
             samples = None
+    mode = None if labels else _mode(page)
+    if mode is not None:
+        count = shape[axes.index("S")] if "S" in axes else 1
+        if series.dtype != np.uint8 or count != getmodebands(mode):
+            raise ImageError(
+                f"{path.name} holds {mode} as {count} x {series.dtype}, which cannot be converted: "
+                "save it as RGB."
+            )
+        shape[axes.index("S")] = 3
     white, palette = None, None
     turned_over = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and not labels
     if series.dtype.kind == "b" and page.software.startswith("tifffile"):
         turned_over = False  # it says so of every bilevel image, whatever that means
-    if turned_over and series.dtype.kind in "bu":
-        white = 2**page.bitspersample - 1
+    if turned_over:  # below 0, ImageJ calls so what it shows by an inverted table
+        white = 2**page.bitspersample - 1 if series.dtype.kind in "bu" else 0
     if page.photometric == tifffile.PHOTOMETRIC.PALETTE and not labels:
         palette = palette_of(page.colormap)
     if palette is not None:
-        shape.append(3)
+        shape.append(palette.shape[1])
         axes += "S"
     place = None if samples is None else (axes.index("S"), tuple(samples))
-    return _Tiff(path, index, tuple(shape), white, palette, place), axes
+    told = None if mode is None else (axes.index("S"), mode)
+    return _Tiff(path, index, tuple(shape), white, palette, place, told), axes
+
+
+def _mode(page: tifffile.TiffPage) -> str | None:
+    """What Pillow calls samples that are to be converted to red, green and blue."""
+    if page.compression == APERIO:
+        return "YCbCr"
+    mode = CONVERTED.get(page.photometric)
+    return None if mode == "YCbCr" and page.compression in JPEGS else mode
 
 
 def _refuse_bomb(declared: int, path: Path) -> None:
