@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 
 SMALL_COPIES = {"thumbnail", "label", "macro", "overview", "preview"}
 """Words in the names of series that slide scanners store beside the image."""
-MASK, ALIKE, COMPARED = 4, 0.7, 16
+MASK, ALIKE, COMPARED, COMPARABLE = 4, 0.7, 16, 2**24
 """Bit of what TIFF calls a transparency mask; correlation of an image with a small copy of it; of
-how many pages one may be a copy."""
+how many pages one may be a copy, and of how many pixels at most."""
 ASSOCIATED_OR_NOT = (1, 2)
 """What TIFF calls samples that are alpha."""
 CONVERTED: dict[int, str] = {
@@ -49,7 +49,7 @@ class _Tiff:
 
     Args:
         path: the file.
-        series: which one.
+        series: which one, and which level of it (one that tifffile takes for a copy may be none).
         shape: of what indexing gives: without alpha, and with the colours of a palette.
         white: the value that stands for black, where a file counts from white to black.
         palette: colours `[values, 3]` that the stored values stand for.
@@ -58,7 +58,7 @@ class _Tiff:
     """
 
     path: Path
-    series: int
+    series: tuple[int, int]
     shape: tuple[int, ...]
     white: int | None = None
     palette: NDArray[Any] | None = None
@@ -80,7 +80,8 @@ class _Tiff:
 
     def _read(self, stored: Any) -> Image:
         with naming(self.path.name), _Told(), tifffile.TiffFile(self.path) as tiff:
-            series = tiff.series[self.series]
+            number, level = self.series
+            series = tiff.series[number].levels[level]
             if math.prod(series.shape) <= LARGE**2 and _is_whole(stored):
                 whole = series.asarray()
                 if whole.shape != series.shape:
@@ -88,7 +89,7 @@ class _Tiff:
                 pixels = np.asarray(whole[stored])
             elif series.dataoffset is not None and series.keyframe.parent is tiff:
                 # often in one strip, all of which zarr would read for each window
-                mapped: Any = tifffile.memmap(self.path, series=self.series, mode="r")
+                mapped: Any = tifffile.memmap(self.path, series=number, level=level, mode="r")
                 pixels = np.array(mapped[stored], mapped.dtype.newbyteorder("="))
             else:
                 lazy: Any = zarr.open(series.aszarr(level=0), mode="r")
@@ -110,15 +111,20 @@ def list_tiff(path: Path, channel_axis: int | None, labels: bool) -> Iterator[La
         _refuse_cut_off(tiff, told, path)
         if not tiff.series:
             raise ImageError(f"{path.name} holds no image: it is damaged.")
-        kept = _full_series(tiff.series, path.name)
+        listed = _all_series(tiff)
+        kept = _full_series([series for _, series in listed], path.name)
         described = [
-            (*_describe_series(tiff, path, index, labels), _owners(tiff, tiff.series[index]))
+            (
+                index,
+                *_describe_series(*listed[index], path, labels),
+                _owners(tiff, listed[index][1]),
+            )
             for index in kept
         ]
-    for array, axes, owners in described:
+    for index, array, axes, owners in described:
         if channel_axis is not None and len(array.shape) > 2 and not {"C", "S"} & set(axes):
             axes = array_axes(len(array.shape), channel_axis)
-        part = f"series{array.series}" if len(described) > 1 else ""
+        part = f"series{index}" if len(described) > 1 else ""
         for image, where in list_indexed(array, axes, path.name, part):
             holders = _of_image(owners, where)
             held = [who for who in holders if who != MISSING]
@@ -146,6 +152,22 @@ def _owners(tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> NDArray
 def _of_image(owners: NDArray[np.int8], where: Mapping[int, int]) -> list[int]:
     index = tuple(where.get(axis, slice(None)) for axis in range(owners.ndim))
     return [int(who) for who in np.ravel(owners[index])]
+
+
+def _all_series(tiff: tifffile.TiffFile) -> list[tuple[tuple[int, int], tifffile.TiffPageSeries]]:
+    """Each with its number and level: any page of half the size is a level to tifffile, whatever
+    it shows, where no format says what the levels are.
+    """
+    return [
+        ((number, level), series)
+        for number, first in enumerate(tiff.series)
+        for level, series in enumerate(first.levels)
+        if level == 0
+        or (
+            first.kind == "generic"
+            and not (series.keyframe.is_reduced or series.keyframe.is_subifd)
+        )
+    ]
 
 
 def _full_series(series: Sequence[tifffile.TiffPageSeries], name: str) -> list[int]:
@@ -193,7 +215,7 @@ def _is_copy(small: tuple[int, int], large: tuple[int, int]) -> bool:
 
 def _alike(small: tifffile.TiffPageSeries, large: tifffile.TiffPageSeries) -> bool:
     """Whether the first page of one shows what one of the other shows, as a thumbnail does."""
-    if math.prod(large.keyframe.shape) > LARGE**2:  # too much to read: a slide
+    if math.prod(_plane_size(large)) > COMPARABLE:  # too much to read: a slide
         return True
     try:
         (copy,) = _gray_pages(small, 1)
@@ -222,9 +244,8 @@ def _shows(copy: NDArray[np.float32], page: NDArray[np.float32]) -> bool:
 
 
 def _describe_series(
-    tiff: tifffile.TiffFile, path: Path, index: int, labels: bool
+    place: tuple[int, int], series: tifffile.TiffPageSeries, path: Path, labels: bool
 ) -> tuple[_Tiff, str]:
-    series = tiff.series[index]
     page, shape, axes = series.keyframe, list(series.shape), series.axes
     _refuse_bomb(series.dtype.itemsize * math.prod(shape), path)
     samples = None
@@ -268,9 +289,9 @@ def _describe_series(
     if palette is not None:
         shape.append(palette.shape[1])
         axes += "S"
-    place = None if samples is None else (axes.index("S"), tuple(samples))
+    few = None if samples is None else (axes.index("S"), tuple(samples))
     told = None if mode is None else (axes.index("S"), mode)
-    return _Tiff(path, index, tuple(shape), white, palette, place, told), axes
+    return _Tiff(path, place, tuple(shape), white, palette, few, told), axes
 
 
 def _mode(page: tifffile.TiffPage) -> str | None:

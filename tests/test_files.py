@@ -140,6 +140,22 @@ def test_a_damaged_page_costs_no_other(tmp_path):
         images[2].read()
 
 
+@pytest.mark.parametrize("side", [64, 2304])
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_a_field_of_half_the_size_is_no_level_of_a_pyramid_unless_it_shows_it(
+    tmp_path, caplog, side, factor
+):
+    large = gaussian_filter(np.random.default_rng(0).random((side, side)), factor) * 2**16
+    large = large.astype(np.uint16)
+    level, other = large[::factor, ::factor], large.T[1::factor, ::factor]
+    for second, expected in ((level, [large[None]]), (other, [large[None], other[None]])):
+        with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+            tiff.write(large, metadata=None)
+            tiff.write(second, metadata=None)
+        assert same(read(tmp_path), expected)
+    assert caplog.text.count("1 of 2 series are left out as small copies") == 1
+
+
 def test_fields_of_another_size_are_no_thumbnails_and_a_name_alone_says_nothing(tmp_path, caplog):
     smooth = gaussian_filter(RNG.random((4, 64, 64)), (0, 4, 4)).astype(np.float32)
     with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as tiff:
