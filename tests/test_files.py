@@ -156,6 +156,14 @@ def test_a_field_of_half_the_size_is_no_level_of_a_pyramid_unless_it_shows_it(
     assert caplog.text.count("1 of 2 series are left out as small copies") == 1
 
 
+def test_stacks_of_half_the_size_are_no_levels_either(tmp_path):
+    half = RNG.integers(0, 4000, (5, 32, 24)).astype(np.uint16)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        for frame in (*FIVE, *half):
+            tiff.write(frame, metadata=None)
+    assert same(read(tmp_path), [*FIVE[:, None], *half[:, None]])
+
+
 def test_fields_of_another_size_are_no_thumbnails_and_a_name_alone_says_nothing(tmp_path, caplog):
     smooth = gaussian_filter(RNG.random((4, 64, 64)), (0, 4, 4)).astype(np.float32)
     with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as tiff:
@@ -454,6 +462,18 @@ def test_colours_that_are_not_red_green_and_blue_become_so(tmp_path, mode, plane
         assert np.array_equal(np.moveaxis(found, 0, -1), picture.convert("RGB"))
     (image, *_) = open_images(tmp_path)
     assert np.array_equal(image.read_window(slice(3, 9), slice(4, 9)), found[:, 3:9, 4:9])
+
+
+def test_only_colours_that_no_decoder_has_converted_are(tmp_path):
+    colour = np.kron(RNG.integers(0, 256, (4, 5, 3)), np.ones((16, 16, 1))).astype(np.uint8)
+    picture = Image.fromarray(colour)
+    tifffile.imwrite(tmp_path / "a.tif", colour, photometric="rgb", compression="jpeg")
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        assert tiff.pages[0].photometric == tifffile.PHOTOMETRIC.YCBCR
+    coded = np.asarray(picture.convert("YCbCr"))
+    tifffile.imwrite(tmp_path / "b.tif", coded, photometric="rgb", compression=33003, tile=(32, 32))
+    for found in read(tmp_path):  # the latter is Aperio's, whose number alone says so
+        assert np.abs(np.moveaxis(found, 0, -1).astype(int) - colour).mean() < 8
 
 
 def test_colours_that_cannot_be_converted_are_named(tmp_path):
@@ -777,6 +797,17 @@ def test_masks_of_other_times_and_depths_are_refused(tmp_path):
         pair(images, masks, one_folder=True)[0].read()
     flat = open_images(np.zeros((6, 8, 8)))  # of axes without a name, order is all that is known
     assert pair(images, flat, one_folder=True) == flat
+
+
+def test_a_thumbnail_between_series_changes_no_pair(tmp_path):
+    fields = FIVE[0], FIVE[1, :40, :45]
+    for name, frames in (("a", [fields[0], fields[0][::2, ::2], fields[1]]), ("b", fields)):
+        with tifffile.TiffWriter(tmp_path / f"{name}.tif") as tiff:
+            for frame in frames:
+                tiff.write(frame, metadata=None)
+    images, masks = (open_images(tmp_path / f"{name}.tif") for name in "ab")
+    assert [image.part for image in images] == ["series0", "series2"]
+    assert pair(images, masks, one_folder=True) == masks
 
 
 def test_labels_of_ome_zarr_are_found_by_their_group(tmp_path):
