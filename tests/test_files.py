@@ -159,8 +159,8 @@ def test_a_field_of_half_the_size_is_no_level_of_a_pyramid_unless_it_shows_it(
 def test_stacks_of_half_the_size_are_no_levels_either(tmp_path):
     half = RNG.integers(0, 4000, (5, 32, 24)).astype(np.uint16)
     with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
-        for frame in (*FIVE, *half):
-            tiff.write(frame, metadata=None)
+        for frames in (FIVE, half):
+            tiff.write(frames, metadata=None, photometric="minisblack")
     assert same(read(tmp_path), [*FIVE[:, None], *half[:, None]])
 
 
