@@ -326,6 +326,10 @@ def test_plates_and_collections_of_ome_zarr_give_all_their_images(tmp_path):
         for field in range(2):
             image_group(group, str(field), FIVE[2 * k + field])
     assert same(read(tmp_path / "plate.zarr"), FIVE[:4, None])
+    shutil.rmtree(tmp_path / "plate.zarr" / "B" / "2" / "1")
+    lost = open_images(tmp_path / "plate.zarr")[3]
+    with pytest.raises(ImageError, match=r"B-2-1 cannot be read as an image: there is no '1'\.$"):
+        lost.read()
     stems = [image.stem for image in open_images(tmp_path / "plate.zarr")]
     assert stems[0] == "plate.zarr-A-1-0"
     assert len(set(stems)) == 4
