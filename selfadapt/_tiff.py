@@ -173,7 +173,9 @@ def _all_series(tiff: tifffile.TiffFile) -> list[tuple[tuple[int, int], tifffile
 def _full_series(series: Sequence[tifffile.TiffPageSeries], name: str) -> list[int]:
     """Indices of those that are no small copy of another one."""
     sizes = [_plane_size(each) for each in series]
-    largest = max(sizes, key=math.prod)
+    # the next larger one first: it is the least work, and shows the same for sure
+    by_size = sorted(zip(sizes, series, strict=True), key=lambda pair: math.prod(pair[0]))
+    largest = by_size[-1][0]
     kept = [
         index
         for index, each in enumerate(series)
@@ -183,7 +185,7 @@ def _full_series(series: Sequence[tifffile.TiffPageSeries], name: str) -> list[i
             or each.keyframe.subfiletype & MASK
             or any(
                 _is_copy(sizes[index], size) and len(each) <= len(other) and _alike(each, other)
-                for size, other in zip(sizes, series, strict=True)
+                for size, other in by_size
             )
         )
     ]
@@ -236,11 +238,16 @@ def _gray_pages(series: tifffile.TiffPageSeries, most: int) -> Iterator[NDArray[
 def _shows(copy: NDArray[np.float32], page: NDArray[np.float32]) -> bool:
     """Whether a small image is a larger one, made smaller in one way or another."""
     height, width = copy.shape
-    smooth = resize_image(page[None], (height, width))[0]
     rows = np.arange(height) * page.shape[0] // height
     columns = np.arange(width) * page.shape[1] // width
-    ways = (smooth, page[np.ix_(rows, columns)])
-    return any(np.corrcoef(copy.ravel(), way.ravel())[0, 1] > ALIKE for way in ways)
+
+    def is_like(other: NDArray[np.float32]) -> bool:
+        return bool(np.corrcoef(copy.ravel(), other.ravel())[0, 1] > ALIKE)
+
+    # smoothing a large page takes seconds, and is rarely needed
+    return is_like(page[np.ix_(rows, columns)]) or is_like(
+        resize_image(page[None], (height, width))[0]
+    )
 
 
 def _describe_series(
