@@ -36,7 +36,7 @@ def list_path(path: Path, channel_axis: int | None, *, labels: bool) -> Iterator
         try:
             entries = _entries(path, labels)
         except OSError as error:  # it may not be looked into
-            raise ImageError(f"folder {str(path)!r}: {first_line(error)}.") from None
+            raise ImageError(f"folder {str(path)!r} cannot be read: {first_line(error)}.") from None
         for entry in entries:
             yield from list_guarded(entry, channel_axis, labels=labels)
 

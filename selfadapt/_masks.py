@@ -89,7 +89,7 @@ def _bases(name: str, said: Collection[str]) -> Iterator[Key]:
 
 
 def _key(name: str) -> Key:
-    stem = re.sub(r"^([a-z]+)(?=\d+$)", _parted, _stem(name).lower())
+    stem = re.sub(r"^[a-z]+(?=\d+(?![^\W_]))", _parted, _stem(name).lower())
     return tuple(w for w in re.findall(r"[^\W_]+", stem) if w != "ome")
 
 
@@ -136,9 +136,9 @@ def pair(
     if missing:
         without = next(name for name, each in zip(ours, names, strict=True) if each is None)
         raise ImageError(f"there is no mask for {without} ({missing} missing).")
-    of: dict[str | None, str] = {}
+    image_of: dict[str | None, str] = {}
     for name, mask in zip(ours, names, strict=True):
-        if (other := of.setdefault(mask, name)) != name:
+        if (other := image_of.setdefault(mask, name)) != name:
             raise ImageError(
                 f"{other} and {name} would have the same mask, {mask}: name it as one of them."
             )

@@ -29,8 +29,8 @@ CONVERTED: dict[int, str] = {
     tifffile.PHOTOMETRIC.CIELAB: "LAB",
 }
 """Samples that are no intensities of red, green and blue, and what Pillow calls them."""
-JPEGS = {6, 7, 33007, 34892}
-"""Compressions of which red, green and blue are decoded, where YCbCr is stored."""
+PLAIN = {1, 5, 8, 32773, 32946, 34925, 34926, 50000}
+"""Compressions that keep YCbCr; of JPEG and the like, red, green and blue are decoded."""
 APERIO = 33003
 """Compression that itself means YCbCr."""
 MOST_BYTES, MOST_PACKED = 2**26, 3000
@@ -47,7 +47,7 @@ class _Tiff:
         series: which one, and which level of it (one that tifffile takes for a copy may be none).
         shape: of what indexing gives: without alpha, and with the colours of a palette.
         white: the value that stands for black, where a file counts from white to black.
-        palette: colours `[values, 3]` that the stored values stand for.
+        palette: colours `[values, 3]`, or grays `[values, 1]`, that the stored values stand for.
         samples: axis of the samples, and those that are kept where alpha is not the last.
         mode: axis of samples that become red, green and blue, and Pillow's name for such.
     """
@@ -188,8 +188,8 @@ def _describe_series(
     turned_over = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and not labels
     if series.dtype.kind == "b" and page.software.startswith("tifffile"):
         turned_over = False  # it says so of every bilevel image, whatever that means
-    if turned_over:  # below 0, ImageJ calls so what it shows by an inverted table
-        white = 2**page.bitspersample - 1 if series.dtype.kind in "bu" else 0
+    if turned_over:  # of signed types the ends are -1 - x, and of floats -x
+        white = {"i": -1, "f": 0}.get(series.dtype.kind, 2**page.bitspersample - 1)
     if page.photometric == tifffile.PHOTOMETRIC.PALETTE and not labels:
         palette = palette_of(page.colormap)
     if palette is not None:
@@ -202,10 +202,10 @@ def _describe_series(
 
 def _mode(page: tifffile.TiffPage) -> str | None:
     """What Pillow calls samples that are to be converted to red, green and blue."""
-    if page.compression == APERIO:
+    if page.compression == APERIO and page.samplesperpixel == 3:
         return "YCbCr"
     mode = CONVERTED.get(page.photometric)
-    return None if mode == "YCbCr" and page.compression in JPEGS else mode
+    return None if mode == "YCbCr" and page.compression not in PLAIN else mode
 
 
 def _refuse_bomb(declared: int, path: Path) -> None:
