@@ -33,21 +33,30 @@ def list_path(path: Path, channel_axis: int | None, *, labels: bool) -> Iterator
     elif is_zarr(path):
         yield from list_zarr(open_zarr(path), path.name, channel_axis)
     else:
-        # systems and editors put hidden files there
-        entries = sorted(
-            entry
-            for entry in path.iterdir()
-            if entry.name[0] != "." and entry.suffix not in UNFINISHED
-        )
-        names = {entry.name for entry in entries if _suffix(entry) in SUFFIXES or is_zarr(entry)}
-        made = set() if labels else made_of(names)
+        try:
+            entries = _entries(path, labels)
+        except OSError as error:  # it may not be looked into
+            raise ImageError(f"folder {str(path)!r} cannot be read: {first_line(error)}.") from None
         for entry in entries:
-            if entry.name in made:
-                logger.warning(
-                    "%s was made of another image (masks, flows, ...): left out.", entry.name
-                )
-            elif _is_listed(entry):
-                yield from list_guarded(entry, channel_axis, labels=labels)
+            yield from list_guarded(entry, channel_axis, labels=labels)
+
+
+def _entries(folder: Path, labels: bool) -> list[Path]:
+    """What in a folder is images, by name."""
+    # systems and editors put hidden files there
+    entries = sorted(
+        entry
+        for entry in folder.iterdir()
+        if entry.name[0] != "." and entry.suffix not in UNFINISHED
+    )
+    names = {entry.name for entry in entries if _suffix(entry) in SUFFIXES or is_zarr(entry)}
+    made = set() if labels else made_of(names)
+    for entry in entries:
+        if entry.name in made:
+            logger.warning(
+                "%s was made of another image (masks, flows, ...): left out.", entry.name
+            )
+    return [entry for entry in entries if entry.name not in made and _is_listed(entry)]
 
 
 def _is_listed(entry: Path) -> bool:
@@ -56,7 +65,7 @@ def _is_listed(entry: Path) -> bool:
         return True
     if (suffix := _suffix(entry)) in MICROSCOPES and not readable(suffix):
         logger.warning("%s: left out. %s", entry.name, remedy(suffix))
-    elif suffix not in SUFFIXES:
+    elif suffix not in (*SUFFIXES, ".zarr"):
         pass
     elif entry.is_dir():
         logger.warning("%s is a folder: left out. Give it by itself.", entry.name)
@@ -73,8 +82,8 @@ def refuse_missing(path: Path) -> None:
     """Raise ImageError if there is nothing of that name."""
     try:
         exists = path.exists()
-    except (OSError, ValueError) as error:  # a name that no file can have
-        raise ImageError(f"{str(path)!r} is no name of a file: {first_line(error)}") from None
+    except (OSError, ValueError) as error:  # a name that no file can have, a folder that is closed
+        raise ImageError(f"{str(path)!r} is no file to be read: {first_line(error)}.") from None
     if not exists:
         raise ImageError(f"there is no file or folder {str(path)!r}.")
 
@@ -85,11 +94,30 @@ def _suffix(path: Path) -> str:
 
 def _list_file(path: Path, channel_axis: int | None, labels: bool) -> Iterator[LazyImage]:
     suffix = _suffix(path)
-    if suffix in PICTURES:
-        yield LazyImage(path.name, partial(read_picture, path, labels))
-    elif suffix in TIFF:
-        yield from list_tiff(path, channel_axis, labels)
+    if suffix in (*TIFF, *PICTURES):
+        kind = _content(path) or suffix
+        if kind in TIFF:
+            yield from list_tiff(path, channel_axis, labels)
+        else:
+            yield LazyImage(path.name, partial(read_picture, path, labels))
     elif suffix in MICROSCOPES:
         yield from list_scenes(path)
     else:
         raise ImageError(f"{path.name} is no image that can be read: {', '.join(SUFFIXES)} are.")
+
+
+STARTS = {
+    b"II*\0": ".tif", b"MM\0*": ".tif", b"II+\0": ".tif", b"MM\0+": ".tif",
+    b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg",
+}  # fmt: skip
+"""First bytes of a file, and what it then is, whatever it is called."""
+
+
+def _content(path: Path) -> str | None:
+    """What a file is by its first bytes; None where they do not say it."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError:  # named where it is read
+        return None
+    return next((kind for magic, kind in STARTS.items() if start.startswith(magic)), None)

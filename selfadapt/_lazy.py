@@ -114,7 +114,8 @@ def naming(name: str) -> Iterator[None]:
     except ImageError:
         raise
     except Exception as error:  # every decoder raises its own kinds
-        raise ImageError(f"{name} cannot be read as an image: {first_line(error)}") from None
+        reason = f"there is no {error}" if isinstance(error, KeyError) else first_line(error)
+        raise ImageError(f"{name} cannot be read as an image: {reason.rstrip('.')}.") from None
 
 
 def _sampled(read: Callable[[slice, slice], Image], places: Sequence[tuple[slice, slice]]) -> Image:

@@ -1,5 +1,6 @@
-"""Label images that were given where images were meant."""
+"""Label images: beside images, in the place of images, and the pairs of both."""
 
+import logging
 import math
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -7,10 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from selfadapt._errors import ImageError
 from selfadapt._lazy import LazyImage, failing
 from selfadapt._normalize import Image, is_constant
+
+logger = logging.getLogger(__name__)
 
 Key = tuple[str, ...]
 """Words of a file's name, in small letters: cell, 1."""
@@ -30,18 +34,23 @@ LABELS = _listed(
 """What people and programs add to the name of an image for the labels of its instances."""
 OTHERS = _listed(
     """
-    binary boundaries boundary cellprob contour contours dist distance dp flow flows heatmap
-    instanseg labelids logits morpho omnipose outline outlined outlines overlay overlayoutlines
-    pred prediction predictions preds preview prob probabilities probability probs screenshot
-    semantic softmax stardist style thumb thumbnail tracking uncertainty watershed
+    basins binary boundaries boundary cellpose cellprob classified contour contours dist distance
+    distmap dp drawing flow flows heatmap instanseg labelids labelmap lblimg logits mesmer morpho
+    ncolor omnipose outline outlined outlines overlay overlayoutlines pred prediction predictions
+    preds preview prob probabilities probability probmap probs screenshot semantic skeleton softmax
+    stardist style thresh threshold thresholded thumb thumbnail tracked tracking uncertainty
+    watershed
     """
 )
 """The same for what else is made of it, by Cellpose, ilastik and others."""
 BESIDE = _listed(
-    "cell cells copy count cp ground image map multicut napari nuclei object of output result "
-    "simple stage"
+    """
+    catchment cell cells clean cleaned color colored copy corrected count cp curated cyto edited
+    final for ground image img map multicut napari new nuc nuclei object of output result simple
+    stage
+    """
 )
-"""Words that may stand beside these, and numbers."""
+"""Words that may stand beside these, and numbers, also of a version (v2), channel or frame."""
 IMAGE = _listed("im image images img input original photo raw")
 """What may be added to the name of the image itself."""
 
@@ -74,13 +83,19 @@ def _bases(name: str, said: Collection[str]) -> Iterator[Key]:
     key = _key(name)
     for at in range(1, len(key)):
         for words, base in ((key[at:], key[:at]), (key[:at], key[at:])):
-            told = [word for word in words if not word.isdecimal()]
+            told = [word for word in words if not re.fullmatch(r"(ch|[ctvz])?\d+", word)]
             if any(word in said for word in told) and all(w in said or w in BESIDE for w in told):
                 yield base
 
 
 def _key(name: str) -> Key:
-    return tuple(w for w in re.findall(r"[^\W_]+", _stem(name).lower()) if w != "ome")
+    stem = re.sub(r"^[a-z]+(?=\d+(?![^\W_]))", _parted, _stem(name).lower())
+    return tuple(w for w in re.findall(r"[^\W_]+", stem) if w != "ome")
+
+
+def _parted(word: re.Match[str]) -> str:
+    """Of img1 and mask1: img 1 and mask 1; of cell1, cell1."""
+    return f"{word[0]} " if word[0] in IMAGE | LABELS | OTHERS else word[0]
 
 
 def _stem(name: str) -> str:
@@ -100,14 +115,16 @@ def pair(
         one_folder: whether both lie in one folder, in which a name alone says nothing.
 
     Raises:
-        ImageError: an image has no mask, or several, or a file has more or fewer of them than
-            images.
+        ImageError: an image has no mask, or several, or two files have the same one. Where a file
+            has more or fewer masks than images, or they are of other places, reading them raises.
     """
     ours, theirs = _by_file(sources), _by_file(masks)
     names = _matched(list(ours), list(theirs), one_folder=one_folder)
-    by_place = len(sources) == len(masks) and 1 in (len(ours), len(theirs))
-    by_place &= not one_folder or ours.keys().isdisjoint(theirs)
-    if by_place and not any(names):
+    alone = 1 in (len(ours), len(theirs)) and not any(names)
+    alone &= not one_folder or ours.keys().isdisjoint(theirs)
+    if alone and len(ours) == len(theirs):
+        names = [*theirs]
+    elif alone and len(sources) == len(masks):
         for files in (list(ours), list(theirs)):
             if files != sorted(files, key=_by_number):
                 raise ImageError(
@@ -119,17 +136,55 @@ def pair(
     if missing:
         without = next(name for name, each in zip(ours, names, strict=True) if each is None)
         raise ImageError(f"there is no mask for {without} ({missing} missing).")
+    image_of: dict[str | None, str] = {}
+    for name, mask in zip(ours, names, strict=True):
+        if (other := image_of.setdefault(mask, name)) != name:
+            raise ImageError(
+                f"{other} and {name} would have the same mask, {mask}: name it as one of them."
+            )
     paired: list[LazyImage] = []
     for (name, images), mask in zip(ours.items(), names, strict=True):
-        found = theirs[mask or ""]
-        if len(found) != len(images):  # one of the two may be cut off: the others go on
-            error = ImageError(
-                f"{name} holds {len(images)} image(s), and {mask} {len(found)} mask(s): they pair "
-                "by their place, so give as many."
-            )
-            found = [failing(name, error) for _ in images]
-        paired += found
+        try:
+            paired += _by_place(images, theirs[mask or ""])
+        except ImageError as error:  # one of the two may be cut off: the others go on
+            paired += [failing(name, error) for _ in images]
     return paired
+
+
+def _by_place(images: Sequence[LazyImage], masks: Sequence[LazyImage]) -> Sequence[LazyImage]:
+    """The mask of each image of a file: of the same index along each axis, in whatever order these
+    lie, or by order alone where the two files do not call their axes the same.
+
+    Raises:
+        ImageError: there are more of one than of the other, or axes are of other lengths.
+    """
+    counts = f"{len(images)} image(s)", f"{masks[0].name} {len(masks)} mask(s)"
+    which = f"{images[0].name} holds {', and '.join(counts)}"
+    if len(images) != len(masks):
+        raise ImageError(f"{which}: they pair by their place, so give as many.")
+    ours, theirs = (
+        [tuple(sorted(each.part.split())) for each in either] for either in (images, masks)
+    )
+    at = dict(zip(theirs, masks, strict=True))
+    if len(at) == len(masks) and at.keys() == set(ours):
+        return [at[place] for place in ours]
+    if ours != theirs and _axes(ours) == _axes(theirs):
+        raise ImageError(
+            f"{which}, but not of the same places, such as {images[-1].part} and "
+            f"{masks[-1].part}: give both with the same axes."
+        )
+    return masks
+
+
+def _axes(places: Collection[Key]) -> set[Key]:
+    """What the axes are called that places lie along: T, Z; a number of a series is no place."""
+    return {tuple(map(_axis, place)) for place in places}
+
+
+def _axis(word: str) -> str:
+    if word.startswith("series"):
+        return word
+    return word[0] if re.fullmatch(r"[A-Z]\d+", word) else ""  # wells and the like
 
 
 def _matched(ours: Sequence[str], theirs: Sequence[str], *, one_folder: bool) -> list[str | None]:
@@ -188,7 +243,7 @@ def refuse_masks(sources: Sequence[LazyImage]) -> None:
 
 
 def refuse_photographs(masks: Sequence[LazyImage]) -> None:
-    """Raise ImageError if the first label images look like photographs.
+    """Raise ImageError if the first label images look like photographs; say if they are binary.
 
     Even where objects are of a few pixels and touch, more of these equal their neighbours.
     """
@@ -198,6 +253,18 @@ def refuse_photographs(masks: Sequence[LazyImage]) -> None:
             f"{masks[0]} and the others of --masks look like images: give label images, in which "
             "all pixels of an object have its number, and the background 0."
         )
+    if first and all(_is_binary(each) for each in first):
+        logger.warning(
+            "%s and the others of --masks have one number for all objects, which are taken for a "
+            "single one: give each its own, as scipy.ndimage.label does where they do not touch.",
+            masks[0],
+        )
+
+
+def _is_binary(mask: Image) -> bool:
+    """Whether all that is no background has one number, in several places."""
+    numbers = np.unique(mask[mask != 0])
+    return len(numbers) == 1 and ndimage.label(mask[0])[1] > 1
 
 
 def _first(sources: Sequence[LazyImage]) -> list[Image]:

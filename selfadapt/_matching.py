@@ -118,8 +118,8 @@ def _labels(array: ArrayLike) -> NDArray[Any]:
     labels = np.asarray(array)
     if labels.ndim != 2 or labels.dtype.kind not in "iub" or (labels.size and labels.min() < 0):
         raise ImageError(
-            f"got {labels.dtype} of shape {labels.shape} where a label image was meant: give "
-            "whole numbers [H, W], 0 for background and one number per instance."
+            f"got {labels.dtype} of shape {labels.shape} where a label image was meant: give whole "
+            "numbers [H, W], 0 for background and one number per instance, none of them negative."
         )
     return labels
 

@@ -1,6 +1,7 @@
 """PNG, JPEG and BMP, by Pillow, and palettes."""
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
+from PIL import UnidentifiedImageError
 
+from selfadapt._errors import ImageError
 from selfadapt._lazy import naming
 from selfadapt._normalize import Image, as_channels_first
 
@@ -27,7 +30,7 @@ def read_picture(path: Path, labels: bool) -> Image:
     """Pixels at the depth they are stored in. An alpha channel is no measurement: left out."""
     with naming(path.name):
         packed = path.read_bytes()
-        with Pillow.open(io.BytesIO(packed)) as picture:
+        with _opened(path.name, packed) as picture:
             if picture.format == "PNG" and packed[24] == 16:
                 pixels = imagecodecs.png_decode(packed)  # of colour Pillow makes 8 bits
             elif picture.mode == "P":
@@ -46,8 +49,39 @@ def read_picture(path: Path, labels: bool) -> Image:
     return as_channels_first(pixels, -1, path.name)
 
 
+def _opened(name: str, packed: bytes) -> Pillow.Image:
+    """Its header read, and no pixel.
+
+    Raises:
+        ImageError: it is none that Pillow knows, or several.
+    """
+    try:
+        picture = Pillow.open(io.BytesIO(packed))
+    except UnidentifiedImageError:
+        raise ImageError(f"{name} cannot be read as an image: it is damaged, or none.") from None
+    frames = getattr(picture, "n_frames", 1)
+    if frames > 1 and picture.format != "MPO":  # a photograph, behind which cameras put previews
+        raise ImageError(f"{name} is a film of {frames} frames: save each of them as a file.")
+    return picture
+
+
+def to_rgb(pixels: Image, mode: str) -> Image:
+    """Red, green and blue of bytes `[..., samples]` of another of Pillow's modes."""
+    count = math.prod(pixels.shape[:-1])
+    picture = Pillow.frombytes(mode, (count, 1), pixels.tobytes(), "raw", mode)
+    return np.asarray(picture.convert("RGB")).reshape(*pixels.shape[:-1], 3)
+
+
 def palette_of(colours: NDArray[Any] | None) -> NDArray[Any] | None:
-    """Colours `[values, 3]`; None where they only tint an intensity, as ImageJ's tables do."""
-    if colours is None or (np.diff(colours.astype(np.int64), axis=1) >= 0).all():
+    """What values stand for, `[values, 3]`, or `[values, 1]` where all are gray.
+
+    None where colours only tint an intensity, as ImageJ's tables do.
+    """
+    if colours is None:
         return None
-    return (colours // 257).astype(np.uint8).T if (colours % 257 == 0).all() else colours.T
+    if (colours == colours[0]).all():
+        colours = colours[:1]
+    elif (np.diff(colours.astype(np.int64), axis=1) >= 0).all():
+        return None
+    eight = (colours % 257 == 0).all() or (colours % 256 == 0).all()  # both ways are in use
+    return ((colours >> 8).astype(np.uint8) if eight else colours).T

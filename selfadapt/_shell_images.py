@@ -184,7 +184,8 @@ def _matches(mask: LazyImage, source: LazyImage, found: Any) -> list[Matches]:
         labels = labels[:1]
     if len(labels) != 1:
         raise ImageError(f"the mask of {source} has {len(labels)} channels, not one.")
-    if labels.dtype.kind == "f" and (labels == np.floor(labels)).all():  # as ImageJ saves them
+    whole = labels.dtype.kind == "f" and (labels == np.floor(labels)).all()
+    if whole and abs(labels).max(initial=0) < 2**63:  # as ImageJ saves them
         labels = labels.astype(np.int64)
     try:
         return match(labels[0], found, IOUS)

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +11,28 @@ import numpy as np
 import tifffile
 import zarr
 from numpy.typing import NDArray
+from PIL.Image import getmodebands
 
+from selfadapt._copies import all_series, full_series
 from selfadapt._errors import ImageError
 from selfadapt._lazy import LARGE, LazyImage, array_axes, failing, list_indexed, naming
-from selfadapt._normalize import Image, resize_image
-from selfadapt._pictures import palette_of
+from selfadapt._normalize import Image
+from selfadapt._pictures import palette_of, to_rgb
 
 logger = logging.getLogger(__name__)
 
-SMALL_COPIES = {"thumbnail", "label", "macro", "overview", "preview"}
-"""Words in the names of series that slide scanners store beside the image."""
-MASK, ALIKE, COMPARED = 4, 0.7, 16
-"""Bit of what TIFF calls a transparency mask; correlation of an image with a small copy of it; of
-how many pages one may be a copy."""
 ASSOCIATED_OR_NOT = (1, 2)
 """What TIFF calls samples that are alpha."""
+CONVERTED: dict[int, str] = {
+    tifffile.PHOTOMETRIC.SEPARATED: "CMYK",
+    tifffile.PHOTOMETRIC.YCBCR: "YCbCr",
+    tifffile.PHOTOMETRIC.CIELAB: "LAB",
+}
+"""Samples that are no intensities of red, green and blue, and what Pillow calls them."""
+PLAIN = {1, 5, 8, 32773, 32946, 34925, 34926, 50000}
+"""Compressions that keep YCbCr; of JPEG and the like, red, green and blue are decoded."""
+APERIO = 33003
+"""Compression that itself means YCbCr."""
 MOST_BYTES, MOST_PACKED = 2**26, 3000
 """A TIFF that declares more than both that many bytes and MOST_PACKED times its own is refused:
 deflate packs to 1 : 1032 at best, LZW to 1 : 2730, and reading it would fill the memory."""
@@ -38,19 +44,21 @@ class _Tiff:
 
     Args:
         path: the file.
-        series: which one.
+        series: which one, and which level of it (one that tifffile takes for a copy may be none).
         shape: of what indexing gives: without alpha, and with the colours of a palette.
         white: the value that stands for black, where a file counts from white to black.
-        palette: colours `[values, 3]` that the stored values stand for.
+        palette: colours `[values, 3]`, or grays `[values, 1]`, that the stored values stand for.
         samples: axis of the samples, and those that are kept where alpha is not the last.
+        mode: axis of samples that become red, green and blue, and Pillow's name for such.
     """
 
     path: Path
-    series: int
+    series: tuple[int, int]
     shape: tuple[int, ...]
     white: int | None = None
     palette: NDArray[Any] | None = None
     samples: tuple[int, tuple[int, ...]] | None = None
+    mode: tuple[int, str] | None = None
 
     def __getitem__(self, index: Any) -> Image:
         stored = index if self.palette is None else index[:-1]
@@ -58,11 +66,17 @@ class _Tiff:
             axis, kept = self.samples
             parts = [self._read((*index[:axis], sample, *index[axis + 1 :])) for sample in kept]
             return np.stack(parts, axis=sum(isinstance(part, slice) for part in index[:axis]))
+        if self.mode is not None:
+            axis, mode = self.mode
+            pixels = self._read((*index[:axis], slice(0, getmodebands(mode)), *index[axis + 1 :]))
+            at = sum(isinstance(part, slice) for part in index[:axis])
+            return np.moveaxis(to_rgb(np.moveaxis(pixels, at, -1), mode), -1, at)
         return self._read(stored)
 
     def _read(self, stored: Any) -> Image:
         with naming(self.path.name), _Told(), tifffile.TiffFile(self.path) as tiff:
-            series = tiff.series[self.series]
+            number, level = self.series
+            series = tiff.series[number].levels[level]
             if math.prod(series.shape) <= LARGE**2 and _is_whole(stored):
                 whole = series.asarray()
                 if whole.shape != series.shape:
@@ -70,7 +84,7 @@ class _Tiff:
                 pixels = np.asarray(whole[stored])
             elif series.dataoffset is not None and series.keyframe.parent is tiff:
                 # often in one strip, all of which zarr would read for each window
-                mapped: Any = tifffile.memmap(self.path, series=self.series, mode="r")
+                mapped: Any = tifffile.memmap(self.path, series=number, level=level, mode="r")
                 pixels = np.array(mapped[stored], mapped.dtype.newbyteorder("="))
             else:
                 lazy: Any = zarr.open(series.aszarr(level=0), mode="r")
@@ -92,15 +106,20 @@ def list_tiff(path: Path, channel_axis: int | None, labels: bool) -> Iterator[La
         _refuse_cut_off(tiff, told, path)
         if not tiff.series:
             raise ImageError(f"{path.name} holds no image: it is damaged.")
-        kept = _full_series(tiff.series, path.name)
+        listed = all_series(tiff)
+        kept = full_series([series for _, series in listed], path.name)
         described = [
-            (*_describe_series(tiff, path, index, labels), _owners(tiff, tiff.series[index]))
+            (
+                index,
+                *_describe_series(*listed[index], path, labels),
+                _owners(tiff, listed[index][1]),
+            )
             for index in kept
         ]
-    for array, axes, owners in described:
+    for index, array, axes, owners in described:
         if channel_axis is not None and len(array.shape) > 2 and not {"C", "S"} & set(axes):
             axes = array_axes(len(array.shape), channel_axis)
-        part = f"series{array.series}" if len(described) > 1 else ""
+        part = f"series{index}" if len(described) > 1 else ""
         for image, where in list_indexed(array, axes, path.name, part):
             holders = _of_image(owners, where)
             held = [who for who in holders if who != MISSING]
@@ -130,83 +149,9 @@ def _of_image(owners: NDArray[np.int8], where: Mapping[int, int]) -> list[int]:
     return [int(who) for who in np.ravel(owners[index])]
 
 
-def _full_series(series: Sequence[tifffile.TiffPageSeries], name: str) -> list[int]:
-    """Indices of those that are no small copy of another one."""
-    sizes = [_plane_size(each) for each in series]
-    largest = max(sizes, key=math.prod)
-    kept = [
-        index
-        for index, each in enumerate(series)
-        if not (
-            (_words(each.name) & SMALL_COPIES and math.prod(sizes[index]) < math.prod(largest))
-            or each.keyframe.is_reduced
-            or each.keyframe.subfiletype & MASK
-            or any(
-                _is_copy(sizes[index], size) and len(each) <= len(other) and _alike(each, other)
-                for size, other in zip(sizes, series, strict=True)
-            )
-        )
-    ]
-    if kept and len(kept) < len(series):
-        logger.warning(
-            "%s: %d of %d series are left out as small copies (thumbnails) or masks of the image.",
-            name,
-            len(series) - len(kept),
-            len(series),
-        )
-    return kept or list(range(len(series)))
-
-
-def _words(name: str) -> set[str]:
-    return set(re.findall("[a-z]+", name.lower()))
-
-
-def _plane_size(series: tifffile.TiffPageSeries) -> tuple[int, int]:
-    by_axis = dict(zip(series.axes, series.shape, strict=True))
-    return by_axis.get("Y", 1), by_axis.get("X", 1)
-
-
-def _is_copy(small: tuple[int, int], large: tuple[int, int]) -> bool:
-    """Whether one size is at most half of another, and of its shape, but for rounding."""
-    (height, width), (rows, columns) = small, large
-    same_shape = abs(height * columns - width * rows) <= max(rows, columns)
-    return 2 * height <= rows and 2 * width <= columns and same_shape
-
-
-def _alike(small: tifffile.TiffPageSeries, large: tifffile.TiffPageSeries) -> bool:
-    """Whether the first page of one shows what one of the other shows, as a thumbnail does."""
-    if math.prod(large.keyframe.shape) > LARGE**2:  # too much to read: a slide
-        return True
-    try:
-        (copy,) = _gray_pages(small, 1)
-        return any(_shows(copy, page) for page in _gray_pages(large, COMPARED))
-    except Exception:  # damaged: it is named where it is read
-        return False
-
-
-def _gray_pages(series: tifffile.TiffPageSeries, most: int) -> Iterator[NDArray[np.float32]]:
-    """Some of the pages, evenly spread, `[H, W]` each."""
-    letters = series.keyframe.axes
-    others = tuple(axis for axis, letter in enumerate(letters) if letter not in "YX")
-    for page in series.pages[:: -(-len(series.pages) // most)]:
-        if page is not None:  # one that lies in a file that is missing
-            yield np.asarray(page.asarray(), np.float32).mean(others)
-
-
-def _shows(copy: NDArray[np.float32], page: NDArray[np.float32]) -> bool:
-    """Whether a small image is a larger one, made smaller in one way or another."""
-    height, width = copy.shape
-    smooth = resize_image(page[None], (height, width))[0]
-    rows = np.arange(height) * page.shape[0] // height
-    columns = np.arange(width) * page.shape[1] // width
-    ways = (smooth, page[np.ix_(rows, columns)])
-    return any(np.corrcoef(copy.ravel(), way.ravel())[0, 1] > ALIKE for way in ways)
-
-
 def _describe_series(
-    tiff: tifffile.TiffFile, path: Path, index: int, labels: bool
+    place: tuple[int, int], series: tifffile.TiffPageSeries, path: Path, labels: bool
 ) -> tuple[_Tiff, str]:
-    series = tiff.series[index]
     page, shape, axes = series.keyframe, list(series.shape), series.axes
     _refuse_bomb(series.dtype.itemsize * math.prod(shape), path)
     samples = None
@@ -230,19 +175,37 @@ def _describe_series(
         shape[series.axes.index("S")] = len(samples)
         if samples == list(range(len(samples))):  # alpha is last, as nearly always
             samples = None
+    mode = None if labels else _mode(page)
+    if mode is not None:
+        count = shape[axes.index("S")] if "S" in axes else 1
+        if series.dtype != np.uint8 or count != getmodebands(mode):
+            raise ImageError(
+                f"{path.name} holds {mode} as {count} x {series.dtype}, which cannot be converted: "
+                "save it as RGB."
+            )
+        shape[axes.index("S")] = 3
     white, palette = None, None
     turned_over = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and not labels
     if series.dtype.kind == "b" and page.software.startswith("tifffile"):
         turned_over = False  # it says so of every bilevel image, whatever that means
-    if turned_over and series.dtype.kind in "bu":
-        white = 2**page.bitspersample - 1
+    if turned_over:  # of signed types the ends are -1 - x, and of floats -x
+        white = {"i": -1, "f": 0}.get(series.dtype.kind, 2**page.bitspersample - 1)
     if page.photometric == tifffile.PHOTOMETRIC.PALETTE and not labels:
         palette = palette_of(page.colormap)
     if palette is not None:
-        shape.append(3)
+        shape.append(palette.shape[1])
         axes += "S"
-    place = None if samples is None else (axes.index("S"), tuple(samples))
-    return _Tiff(path, index, tuple(shape), white, palette, place), axes
+    few = None if samples is None else (axes.index("S"), tuple(samples))
+    told = None if mode is None else (axes.index("S"), mode)
+    return _Tiff(path, place, tuple(shape), white, palette, few, told), axes
+
+
+def _mode(page: tifffile.TiffPage) -> str | None:
+    """What Pillow calls samples that are to be converted to red, green and blue."""
+    if page.compression == APERIO and page.samplesperpixel == 3:
+        return "YCbCr"
+    mode = CONVERTED.get(page.photometric)
+    return None if mode == "YCbCr" and page.compression not in PLAIN else mode
 
 
 def _refuse_bomb(declared: int, path: Path) -> None:

@@ -14,7 +14,10 @@ from selfadapt._normalize import Image
 
 
 def is_zarr(folder: Path) -> bool:
-    return any((folder / marker).exists() for marker in ("zarr.json", ".zarray", ".zgroup"))
+    try:
+        return any((folder / marker).exists() for marker in ("zarr.json", ".zarray", ".zgroup"))
+    except OSError:  # it may not be looked into
+        return False
 
 
 def open_zarr(path: Path) -> "zarr.Array[Any] | zarr.Group":
@@ -68,6 +71,8 @@ def _multiscales(group: zarr.Group, name: str, part: str) -> Iterator[LazyImage]
         paths = [well["path"] for well in attributes["plate"]["wells"]]
     elif "well" in attributes:
         paths = [image["path"] for image in attributes["well"]["images"]]
+    elif "labels" in attributes:
+        paths = attributes["labels"]
     elif "bioformats2raw.layout" in attributes:
         paths = sorted((key for key in group.group_keys() if key.isdecimal()), key=int)
     else:

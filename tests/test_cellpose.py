@@ -198,6 +198,32 @@ def test_options_mean_what_they_mean_in_cellpose(trained, options):
 
 
 @pytest.mark.parametrize(
+    "normalize",
+    [
+        {"tile_norm_blocksize": 40},
+        {"tile_norm_blocksize": 64, "percentile": [3.0, 97.0], "tile_norm_smooth3D": 3},
+        {"sharpen_radius": 4, "smooth_radius": 1},
+        {"percentile": [5.0, 95.0], "norm3D": False},
+        {"lowhigh": [[0.0, 20.0], [10.0, 30.0], [0.0, 15.0]][: 2 if MAJOR == 3 else 3]},
+    ],
+)
+def test_what_is_learnt_from_is_what_eval_gives_the_network(trained, monkeypatch, normalize):
+    seen = []
+    run_net = cellpose_models.run_net
+
+    def watched(net, images, **options):
+        seen.append(np.array(images[0]))
+        return run_net(net, images, **options)
+
+    monkeypatch.setattr(cellpose_models, "run_net", watched)
+    channels = [IMAGE, IMAGE[::-1], IMAGE[:, ::-1]][: 2 if MAJOR == 3 else 3]
+    adapter = CellposeAdapter(trained, diameter=OWN_SCALE, normalize=normalize)
+    pixels = np.stack(channels).astype(np.float32)
+    adapter.segment(pixels, channel_axis=0)
+    np.testing.assert_allclose(adapter.prepare(pixels), seen[0].transpose(2, 0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
     ("normalize", "scale", "offset"),
     [({"lowhigh": [1e6, 1e6 + 16]}, 1, 1e6), (False, 1, 4096.0)],
 )

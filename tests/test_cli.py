@@ -504,6 +504,9 @@ MASK = discs(0, (64, 64))[1]
         (np.stack([MASK] * 3), None),
         (np.stack([MASK, MASK, MASK.T]), "has 3 channels, not one"),
         (MASK[None] / 2, "whole numbers"),
+        (np.where(MASK[None] == 1, np.inf, MASK), "got float64.*whole numbers"),
+        (MASK[None] * 1e20, "got float64.*whole numbers"),
+        (MASK[None].astype(int) - 1, "none of them negative"),
     ],
 )
 def test_masks_may_be_saved_as_colour_or_floats_and_no_more(mask, wrong):
@@ -695,6 +698,17 @@ def test_images_are_no_masks(folder, tmp_path, capsys, offset):
     assert main(words) == 2
     told = capsys.readouterr().err
     assert "cell_0.tif and the others of --masks look like images: give label images" in told
+
+
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.float32])
+def test_masks_that_do_not_tell_objects_apart_are_said(tmp_path, caplog, kind):
+    labels = discs(0)[1]
+    for name, mask in (("a", labels > 0), ("b", labels)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", mask.astype(kind), photometric="minisblack")
+        refuse_photographs(open_images(tmp_path, labels=True)[-1:])
+    said = ["a.tif and the others of --masks have one number for all objects", "b.tif"]
+    assert said[0] in caplog.text
+    assert (said[1] in caplog.text) == (kind is bool)
 
 
 def test_masks_of_tiny_objects_that_touch_are_masks(tmp_path):

@@ -1,9 +1,11 @@
 """Files that people have: read right, or named in a sentence."""
 
 import json
+import os
 import pickle
 import shutil
 import struct
+import tempfile
 import time
 import zlib
 from contextlib import suppress
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from PIL import Image
+from PIL import Image, ImageCms
 from scipy.ndimage import gaussian_filter
 
 from selfadapt import ImageError, open_images
@@ -136,6 +138,30 @@ def test_a_damaged_page_costs_no_other(tmp_path):
         assert np.array_equal(images[k].read()[0], FIVE[k])
     with pytest.raises(ImageError, match=r"a\.tif cannot be read"):
         images[2].read()
+
+
+@pytest.mark.parametrize("side", [64, 2304])
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_a_field_of_half_the_size_is_no_level_of_a_pyramid_unless_it_shows_it(
+    tmp_path, caplog, side, factor
+):
+    large = gaussian_filter(np.random.default_rng(0).random((side, side)), factor) * 2**16
+    large = large.astype(np.uint16)
+    level, other = large[::factor, ::factor], large.T[1::factor, ::factor]
+    for second, expected in ((level, [large[None]]), (other, [large[None], other[None]])):
+        with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+            tiff.write(large, metadata=None)
+            tiff.write(second, metadata=None)
+        assert same(read(tmp_path), expected)
+    assert caplog.text.count("1 of 2 series are left out as small copies") == 1
+
+
+def test_stacks_of_half_the_size_are_no_levels_either(tmp_path):
+    half = RNG.integers(0, 4000, (5, 32, 24)).astype(np.uint16)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        for frames in (FIVE, half):
+            tiff.write(frames, metadata=None, photometric="minisblack")
+    assert same(read(tmp_path), [*FIVE[:, None], *half[:, None]])
 
 
 def test_fields_of_another_size_are_no_thumbnails_and_a_name_alone_says_nothing(tmp_path, caplog):
@@ -300,6 +326,10 @@ def test_plates_and_collections_of_ome_zarr_give_all_their_images(tmp_path):
         for field in range(2):
             image_group(group, str(field), FIVE[2 * k + field])
     assert same(read(tmp_path / "plate.zarr"), FIVE[:4, None])
+    shutil.rmtree(tmp_path / "plate.zarr" / "B" / "2" / "1")
+    lost = open_images(tmp_path / "plate.zarr")[3]
+    with pytest.raises(ImageError, match=r"B-2-1 cannot be read as an image: there is no '1'\.$"):
+        lost.read()
     stems = [image.stem for image in open_images(tmp_path / "plate.zarr")]
     assert stems[0] == "plate.zarr-A-1-0"
     assert len(set(stems)) == 4
@@ -399,6 +429,65 @@ def test_files_that_count_from_white_are_turned_over(tmp_path):
     assert same(read(tmp_path / "c.tif"), [pixels[None] > 9000])
 
 
+@pytest.mark.parametrize("kind", [np.int16, np.float32])
+def test_what_counts_from_white_below_0_too_is_turned_over(tmp_path, kind):
+    pixels = RNG.integers(-2000, 2000, (20, 30)).astype(kind)
+    pixels[0, 0] = np.iinfo(np.int16).min
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="miniswhite")
+    assert same(read(tmp_path), [(-1 if kind is np.int16 else 0) - pixels[None]])
+
+
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_a_palette_of_grays_is_one_channel_of_these(tmp_path, kind):
+    grays = RNG.permutation(256).astype(np.uint8)
+    for colours in (grays, np.sort(grays)[::-1], np.sort(grays) // 2):
+        picture = Image.fromarray(RGBA[..., 0]).convert("P")
+        picture.putpalette(np.repeat(colours, 3).tobytes())
+        picture.save(tmp_path / f"a.{kind}")
+        assert same(read(tmp_path), [colours[RGBA[None, ..., 0]]])
+
+
+@pytest.mark.parametrize("planes", [False, True])
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "LAB"])
+def test_colours_that_are_not_red_green_and_blue_become_so(tmp_path, mode, planes):
+    picture = Image.fromarray(RGBA[..., :3])
+    if mode == "LAB":
+        profiles = (ImageCms.createProfile(name) for name in ("sRGB", "LAB"))
+        picture = ImageCms.applyTransform(picture, ImageCms.buildTransform(*profiles, "RGB", "LAB"))
+    else:
+        picture = picture.convert(mode)
+    picture.save(tmp_path / "a.tif")
+    if planes:
+        stored = np.stack([tifffile.imread(tmp_path / "a.tif")] * 2)
+        with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+            photometric = tiff.pages[0].photometric
+        tifffile.imwrite(tmp_path / "a.tif", stored, photometric=photometric)
+    for found in read(tmp_path):
+        assert np.abs(found.astype(int) - COLOUR)[:, 2:].mean() < 8
+        assert np.array_equal(np.moveaxis(found, 0, -1), picture.convert("RGB"))
+    (image, *_) = open_images(tmp_path)
+    assert np.array_equal(image.read_window(slice(3, 9), slice(4, 9)), found[:, 3:9, 4:9])
+
+
+def test_only_colours_that_no_decoder_has_converted_are(tmp_path):
+    colour = np.kron(RNG.integers(0, 256, (4, 5, 3)), np.ones((16, 16, 1))).astype(np.uint8)
+    picture = Image.fromarray(colour)
+    tifffile.imwrite(tmp_path / "a.tif", colour, photometric="rgb", compression="jpeg")
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        assert tiff.pages[0].photometric == tifffile.PHOTOMETRIC.YCBCR
+    coded = np.asarray(picture.convert("YCbCr"))
+    tifffile.imwrite(tmp_path / "b.tif", coded, photometric="rgb", compression=33003, tile=(32, 32))
+    for found in read(tmp_path):  # the latter is Aperio's, whose number alone says so
+        assert np.abs(np.moveaxis(found, 0, -1).astype(int) - colour).mean() < 8
+
+
+def test_colours_that_cannot_be_converted_are_named(tmp_path):
+    deep = RGBA.astype(np.uint16) * 257
+    tifffile.imwrite(tmp_path / "a.tif", deep, photometric="separated")
+    with pytest.raises(ImageError, match=r"a\.tif holds CMYK as 4 x uint16.*save it as RGB"):
+        read(tmp_path)
+
+
 def test_channels_behind_the_pixels_are_asked_for(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.moveaxis(FIVE[:2], 0, -1))
     with pytest.raises(ImageError, match="say channel_axis=-1"):
@@ -454,7 +543,9 @@ def test_what_lies_beside_images_is_left_out(tmp_path, caplog):
         ("cell_instanseg_prediction.tif", True), ("cell_seg_overlay.png", True),
         ("cell_flow.tif", True), ("cell_label_free.tif", False), ("cell_object.tif", False),
         ("label-free cell.tif", False), ("masks cell1 free.tif", False),
-        ("other_mask.tif", False),
+        ("other_mask.tif", False), ("cell_cp_masks_edited.tif", True), ("cell_masks_v2.tif", True),
+        ("cell_cp_masks_ch0.tif", True), ("Drawing of cell.tif", True), ("LblImg_cell.tif", True),
+        ("cell-cellpose.tif", True), ("cell_v2.tif", False), ("cell_gt37.tif", False),
     ],
 )  # fmt: skip
 def test_names_of_what_is_made_of_images(name, made):
@@ -464,7 +555,9 @@ def test_names_of_what_is_made_of_images(name, made):
 @pytest.mark.parametrize(
     ("image", "mask"),
     [("000_img.tif", "000_masks.tif"), ("img_0.tif", "mask_0.tif"), ("raw-7.tif", "7_seg.tif"),
-     ("Image 3.tif", "GT 3.tif"), ("a_0_raw.tif", "a_0_mask.tif")],
+     ("Image 3.tif", "GT 3.tif"), ("a_0_raw.tif", "a_0_mask.tif"), ("img1.tif", "mask1.tif"),
+     ("img1.tif", "img1_cp_masks.tif"), ("im12.tif", "im12_mask.tif"),
+     ("img1a.tif", "img1a_gt.tif")],
 )  # fmt: skip
 def test_names_that_say_image_pair_with_those_that_say_mask(tmp_path, image, mask):
     for name, value in ((image, 1), (mask, 2)):
@@ -490,6 +583,50 @@ def test_two_masks_of_one_image_are_named_and_case_tells_files_apart(tmp_path):
 
 
 # --- bad files among good ones -------------------------------------------------------------------
+
+
+def test_what_a_file_is_does_not_depend_on_its_name(tmp_path):
+    tifffile.imwrite(tmp_path / "a.png", FIVE, photometric="minisblack")
+    (tmp_path / "b.tif").write_bytes(imagecodecs.png_encode(FIVE[0]))
+    (tmp_path / "c.bmp").write_bytes(imagecodecs.jpeg_encode(RGBA[..., :3].copy()))
+    *images, photograph = read(tmp_path)
+    assert same(images, [*FIVE[:, None], FIVE[:1]])
+    assert photograph.shape == (3, 20, 30)
+
+
+def test_of_a_film_no_frame_is_lost_without_a_word(tmp_path):
+    first, *others = (Image.fromarray(frame) for frame in RGBA[..., :3].reshape(3, 20, 30))
+    first.save(tmp_path / "a.png", save_all=True, append_images=others)
+    with pytest.raises(ImageError, match=r"a\.png is a film of 3 frames"):
+        read(tmp_path)
+
+
+def test_what_is_no_image_is_named_in_the_same_words_each_time(tmp_path):
+    for name in ("a.png", "b.jpg", "c.bmp"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(ImageError, match=rf"^{name} cannot be read as an image: it is damaged"):
+            read(tmp_path / name)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs the rights of POSIX")
+def test_a_folder_that_may_not_be_looked_into_costs_no_image(caplog):
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tifffile.imwrite(folder / "a.tif", FIVE[0])
+        (folder / "b.zarr").mkdir(mode=0)
+        folder.chmod(0o755)
+        user = os.geteuid()
+        try:
+            if user == 0:
+                os.seteuid(65534)  # who may not do everything
+            assert same(read(folder), [FIVE[:1]])
+            assert "b.zarr is a folder: left out" in caplog.text
+            for path in (folder / "b.zarr", folder / "b.zarr" / "c.tif"):
+                with pytest.raises(ImageError, match=r"b\.zarr.*Permission denied"):
+                    read(path)
+        finally:
+            os.seteuid(user)
+            (folder / "b.zarr").chmod(0o755)
 
 
 def compressed(path):
@@ -627,13 +764,65 @@ def test_masks_beside_their_images_are_found(tmp_path):
     [
         ({"a.tif": 1, "b.tif": 1}, {"a.tif": 1}, r"no mask for b\.tif \(1 missing\)"),
         ({"a.tif": 3}, {"a.tif": 2}, r"a\.tif holds 3 image\(s\), and a\.tif 2 mask"),
-        ({"a.tif": 3}, {"b.tif": 2}, r"no mask for a\.tif"),
+        ({"a.tif": 3}, {"b.tif": 2}, r"a\.tif holds 3 image\(s\), and b\.tif 2 mask"),
+        (
+            {"A.tif": 1, "a.tif": 1},
+            {"a.tif": 1},
+            r"A\.tif and a\.tif would have the same mask, a\.",
+        ),
         ({"8.tif": 1, "9.tif": 1, "10.tif": 1}, {"all.tif": 3}, "write the numbers with as many"),
     ],
 )
 def test_masks_that_do_not_pair_are_named(tmp_path, images, masks, message):
     with pytest.raises(ImageError, match=message):
         lists(tmp_path, images, masks)[0].read()
+
+
+def planes(path, axes, shape=(2, 3)):
+    """Planes of so many times and depths, each of a value of its own, in a file of these axes."""
+    pixels = np.arange(6, dtype=np.uint16).reshape(*shape, 1, 1) * np.ones((8, 8), np.uint16)
+    if axes == "ZTYX":
+        pixels = pixels.swapaxes(0, 1)
+    named = {} if "Q" in axes else {"ome": True, "metadata": {"axes": axes}}
+    tifffile.imwrite(path, pixels, photometric="minisblack", **named)
+    return open_images(path)
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"), [("TZYX", "ZTYX"), ("ZTYX", "TZYX"), ("TZYX", "QQYX")]
+)
+def test_masks_pair_by_time_and_depth_in_whatever_order_these_lie(tmp_path, images, masks):
+    sources, labels = planes(tmp_path / "a.tif", images), planes(tmp_path / "b.tif", masks)
+    paired = pair(sources, labels, one_folder=True)
+    assert same([mask.read() for mask in paired], [image.read() for image in sources])
+    assert len(paired) == 6
+
+
+def test_masks_of_other_times_and_depths_are_refused(tmp_path):
+    images, masks = planes(tmp_path / "a.tif", "TZYX"), planes(tmp_path / "b.tif", "TZYX", (3, 2))
+    with pytest.raises(ImageError, match="not of the same places, such as T1 Z2 and T2 Z1"):
+        pair(images, masks, one_folder=True)[0].read()
+    flat = open_images(np.zeros((6, 8, 8)))  # of axes without a name, order is all that is known
+    assert pair(images, flat, one_folder=True) == flat
+
+
+def test_a_thumbnail_between_series_changes_no_pair(tmp_path):
+    fields = FIVE[0], FIVE[1, :40, :45]
+    for name, frames in (("a", [fields[0], fields[0][::2, ::2], fields[1]]), ("b", fields)):
+        with tifffile.TiffWriter(tmp_path / f"{name}.tif") as tiff:
+            for frame in frames:
+                tiff.write(frame, metadata=None)
+    images, masks = (open_images(tmp_path / f"{name}.tif") for name in "ab")
+    assert [image.part for image in images] == ["series0", "series2"]
+    assert pair(images, masks, one_folder=True) == masks
+
+
+def test_labels_of_ome_zarr_are_found_by_their_group(tmp_path):
+    root = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=2)
+    labels = root.create_group("labels")
+    labels.attrs["labels"] = ["cells"]
+    image_group(labels, "cells", FIVE[0])
+    assert same(read(tmp_path / "a.zarr" / "labels", labels=True), [FIVE[:1]])
 
 
 def test_a_damaged_zarr_store_is_named(tmp_path):

@@ -213,6 +213,15 @@ def test_a_folder_of_smp_alone_asks_for_the_heads(tmp_path):
     ]
 
 
+def test_a_folder_that_says_how_images_went_in_is_not_overruled_without_a_word(tmp_path, caplog):
+    smp.Unet("resnet18", encoder_weights=None, in_channels=1).save_pretrained(tmp_path)
+    (tmp_path / "albumentations_config_eval.json").write_text("{}")
+    for options, said in (({}, True), ({"normalize": "standard"}, False)):
+        caplog.clear()
+        SmpAdapter.from_pretrained(str(tmp_path), heads="foreground", **options)
+        assert ("is not read: percentiles 1 and 99" in caplog.text) == said
+
+
 def test_what_is_saved_opens_in_unmodified_smp(tmp_path):
     adapter = SmpAdapter(unet(2), "foreground,distance")
     adapter.save(tmp_path)

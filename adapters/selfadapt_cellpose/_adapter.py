@@ -138,7 +138,7 @@ class CellposeAdapter(Adapter):
         # all keys that `eval` may have left changed in Cellpose's own defaults
         given = normalize if isinstance(normalize, dict) else {"normalize": normalize}
         self.normalization = {"normalize": True, "invert": invert is True, **given}
-        check_normalization(self.normalization)
+        check_normalization(self.normalization, self.channels or 3)
         self.resample = resample
         check_tiles(niter, tile_overlap, bsize, max_size_fraction, fixed=self.fixed_size)
         self.niter, self.max_size_fraction = niter, max_size_fraction
@@ -218,7 +218,7 @@ class CellposeAdapter(Adapter):
         normalised = converted
         if self.normalization["normalize"]:  # as in eval
             if whole is None:
-                normalised = transforms.normalize_img(converted, **self.normalization)
+                normalised = transforms.normalize_img(converted[None], **self.normalization)[0]
             else:
                 pixels, options = self._for_cellpose(squared(sampled))
                 sample = transforms.convert_image(pixels, **options)

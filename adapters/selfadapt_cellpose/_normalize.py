@@ -27,7 +27,7 @@ def normalize_part(
     if local:
         if local != ["lowhigh"]:
             _warn(", ".join(local))
-        normalised: NDArray[np.float32] = transforms.normalize_img(part, **parameters)
+        normalised: NDArray[np.float32] = transforms.normalize_img(part[None], **parameters)[0]
         return normalised
     percentiles = parameters.get("percentile") or (1.0, 99.0)
     low, high = np.percentile(whole, percentiles, axis=(0, 1))

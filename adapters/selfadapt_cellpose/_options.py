@@ -65,10 +65,11 @@ def check_tiles(
         )
 
 
-def check_normalization(parameters: Mapping[str, Any]) -> None:
-    """Try them, as Cellpose checks them only when it normalises."""
+def check_normalization(parameters: Mapping[str, Any], channels: int) -> None:
+    """Try them on so many channels, as Cellpose checks them only when it normalises."""
+    pixels = np.arange(16 * channels, dtype=np.float32).reshape(4, 4, channels)
     try:
-        transforms.normalize_img(np.arange(48, dtype=np.float32).reshape(4, 4, 3), **parameters)
+        transforms.normalize_img(pixels, **parameters)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"normalize and invert as {dict(parameters)} are not allowed by Cellpose: {error}."

@@ -1,6 +1,7 @@
 """The adapter for segmentation_models_pytorch and for networks that work alike."""
 
 import json
+import logging
 import re
 import warnings
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ from selfadapt_smp._decode import Decode
 from selfadapt_smp._names import head_names, parse_heads
 from selfadapt_smp._source import source_of
 
+logger = logging.getLogger(__name__)
+
 DEMO_MODEL = Path(__file__).with_name("demo_model")
 """Folder of the bundled network, as SMP's `save_pretrained` lays it out."""
 FILES = ("config.json", "model.safetensors")
@@ -37,6 +40,9 @@ FILES = ("config.json", "model.safetensors")
 SIDECAR = "selfadapt.json"
 """Beside SMP's own files: what SMP's format does not say (heads, normalisation, decoding)."""
 
+
+TRANSFORMS = "albumentations_config_eval.json"
+"""What SMP's documentation saves beside a network: how images were transformed for it."""
 
 TRIED = 64
 """Side of the image that a network from a file is tried on, in pixels."""
@@ -237,6 +243,14 @@ class SmpAdapter(Adapter):
             DEMO_MODEL if model == "demo" else Path(model), trusted=trust_torchscript
         )
         options |= given
+        if "normalize" not in options and (Path(model) / TRANSFORMS).exists():
+            logger.warning(
+                "%s of %r says how images went into the network, and is not read: percentiles 1 "
+                "and 99 become 0 and 1. Where that is not its way, give normalize "
+                '("standard", "none").',
+                TRANSFORMS,
+                model,
+            )
         if "heads" not in options:
             raise ModelError(
                 f"{model!r} does not say which channel is which head: give heads, e.g. "
