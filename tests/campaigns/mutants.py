@@ -211,11 +211,19 @@ def tests_of(file: str, row: int) -> list[str]:
 # --- running -------------------------------------------------------------------------------------
 
 
+def lines_of(file: str) -> list[str]:
+    """The code as it is."""
+    return (ROOT / file).read_text().splitlines()
+
+
+def is_stale(mutant: dict[str, Any]) -> bool:
+    """Whether its line is gone, whatever became of the break before."""
+    return lines_of(mutant["file"]).count(mutant["old"]) != 1
+
+
 def try_out(mutant: dict[str, Any]) -> dict[str, Any]:
     """Break a copy of the code and run the tests that run its line."""
-    source = (ROOT / mutant["file"]).read_text().splitlines()
-    if source.count(mutant["old"]) != 1:
-        return {"outcome": "stale"}
+    source = lines_of(mutant["file"])
     row = source.index(mutant["old"])
     names = tests_of(mutant["file"], row + 1)
     if not names:
@@ -288,8 +296,11 @@ def run(only: list[str], again: bool) -> None:
     done = {}
     if RESULTS.exists():
         done = {(r["file"], r["old"]): r for r in map(json.loads, RESULTS.read_text().splitlines())}
+    stale = [mutant for mutant in told if is_stale(mutant)]
+    for mutant in stale:
+        print(f"stale: {mutant['file']}\n  {mutant['old']}", flush=True)
     for mutant in told:
-        if "equivalent" in mutant:
+        if "equivalent" in mutant or mutant in stale:
             continue
         key = mutant["file"], mutant["old"]
         before = done.get(key)
@@ -306,10 +317,10 @@ def run(only: list[str], again: bool) -> None:
     counted = [
         done[m["file"], m["old"]]["outcome"]
         for m in told
-        if (m["file"], m["old"]) in done and "equivalent" not in m
+        if (m["file"], m["old"]) in done and "equivalent" not in m and m not in stale
     ]
     noticed = counted.count("noticed")
-    print(f"{noticed} of {len(counted)} noticed; {counted.count('stale')} stale; "
+    print(f"{noticed} of {len(counted)} noticed; {len(stale)} stale; "
           f"{sum('equivalent' in m for m in told)} equivalent")  # fmt: skip
 
 
