@@ -1,5 +1,6 @@
 """Settings of all tests."""
 
+import gc
 import os
 
 import pytest
@@ -24,6 +25,12 @@ def pytest_configure() -> None:
     torch.set_num_threads(int(threads))
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # of the programs that tests start
         os.environ[name] = threads
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: no collection of garbage need look through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
