@@ -75,10 +75,10 @@ def _plane_size(series: tifffile.TiffPageSeries) -> tuple[int, int]:
 
 
 def _is_copy(small: tuple[int, int], large: tuple[int, int]) -> bool:
-    """Whether one size is at most half of another, and of its shape, but for rounding."""
+    """Whether one size is at most half of another (rounded up), and of its shape."""
     (height, width), (rows, columns) = small, large
     same_shape = abs(height * columns - width * rows) <= max(rows, columns)
-    return 2 * height <= rows and 2 * width <= columns and same_shape
+    return 2 * (height - 1) < rows and 2 * (width - 1) < columns and same_shape
 
 
 def _alike(small: tifffile.TiffPageSeries, large: tifffile.TiffPageSeries) -> bool:

@@ -65,7 +65,7 @@ def _is_listed(entry: Path) -> bool:
         return True
     if (suffix := _suffix(entry)) in MICROSCOPES and not readable(suffix):
         logger.warning("%s: left out. %s", entry.name, remedy(suffix))
-    elif suffix not in (*SUFFIXES, ".zarr"):
+    elif suffix not in SUFFIXES and not (suffix == ".zarr" and entry.is_dir()):
         pass
     elif entry.is_dir():
         logger.warning("%s is a folder: left out. Give it by itself.", entry.name)

@@ -168,7 +168,8 @@ def _by_place(images: Sequence[LazyImage], masks: Sequence[LazyImage]) -> Sequen
     at = dict(zip(theirs, masks, strict=True))
     if len(at) == len(masks) and at.keys() == set(ours):
         return [at[place] for place in ours]
-    if ours != theirs and _axes(ours) == _axes(theirs):
+    named = _axes(ours)
+    if ours != theirs and named == _axes(theirs) and not any("" in place for place in named):
         raise ImageError(
             f"{which}, but not of the same places, such as {images[-1].part} and "
             f"{masks[-1].part}: give both with the same axes."

@@ -75,13 +75,11 @@ def to_rgb(pixels: Image, mode: str) -> Image:
 def palette_of(colours: NDArray[Any] | None) -> NDArray[Any] | None:
     """What values stand for, `[values, 3]`, or `[values, 1]` where all are gray.
 
-    None where colours only tint an intensity, as ImageJ's tables do.
+    None where colours only tint an intensity or stretch its contrast, as ImageJ's tables do.
     """
-    if colours is None:
+    if colours is None or (np.diff(colours.astype(np.int64), axis=1) >= 0).all():
         return None
     if (colours == colours[0]).all():
         colours = colours[:1]
-    elif (np.diff(colours.astype(np.int64), axis=1) >= 0).all():
-        return None
     eight = (colours % 257 == 0).all() or (colours % 256 == 0).all()  # both ways are in use
     return ((colours >> 8).astype(np.uint8) if eight else colours).T

@@ -107,7 +107,10 @@ class Trial:
     def told(self, own: Mapping[str, Any]) -> str:
         """In words, with what the family calls the scale, such as Cellpose's diameter."""
         how = self.input
-        words = " ".join(f"{name} {value:.3g}" for name, value in own.items())
+        words = " ".join(
+            f"{name} {value:.3g}" if isinstance(value, int | float) else f"{name} {value}"
+            for name, value in own.items()
+        )
         told = [f"scale {how.scale:.3g}" + f" ({words})" * bool(words)]
         if not math.isnan(self.diameter):
             told.append(f"finds objects of about {self.diameter:.0f} px")

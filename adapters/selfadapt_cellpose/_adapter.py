@@ -165,7 +165,7 @@ class CellposeAdapter(Adapter):
     def check(self, images: Sequence[LazyImage]) -> None:
         """Say which diameter is taken where nobody has said one, nor found it in images."""
         super().check(images)
-        if "scale" not in self.settled:
+        if "scale" not in self.settled | self.auto:
             logger.warning(
                 "No diameter given: %.1f pixels are taken, %s. Give that of your cells, or "
                 'diameter="auto" (shell: --diameter auto).',
