@@ -33,6 +33,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """At the end all of it goes: some libraries count what is left."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session")
 def adapter():
     """A small network that finds discs. Tests must not change it; adapting does not."""
