@@ -28,7 +28,7 @@ from settings import NETWORKS, Pairs, pairs
 from sources import DOMAINS
 from states import CORRUPTIONS
 
-from selfadapt import Adapter, Config, adapt, open_images
+from selfadapt import Adapter, Config, Matches, adapt, open_images
 from selfadapt._look import Look
 from selfadapt._trials import Place, choose_places
 from selfadapt._verdict import Thresholds, rise, veto
@@ -193,8 +193,7 @@ def main() -> None:
 
 def ap(each: Sequence[Sequence[int]]) -> float:
     """Pooled over crops."""
-    tp, fp, fn = np.sum(each, 0)
-    return float(tp / max(tp + fp + fn, 1))
+    return sum((Matches(*crop) for crop in each), Matches()).ap
 
 
 if __name__ == "__main__":

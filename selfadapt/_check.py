@@ -3,7 +3,7 @@
 from typing import Any
 
 from selfadapt._adapter import Adapter
-from selfadapt._calibrate import calibrate
+from selfadapt._calibrate import search
 from selfadapt._crops import evenly
 from selfadapt._errors import ConfigError, ImageError
 from selfadapt._events import Callback, Teller
@@ -47,11 +47,11 @@ def estimate_quality(
         )
     sources = open_windows(images, channel_axis=channel_axis)
     refuse_masks(sources)
-    if adapter.auto:
-        adapter = calibrate(adapter, sources, progress=progress, callback=callback)
-    adapter.check(sources)
-    seeing = evenly(sources, windows, blank_images=False)
-    if not seeing:
-        raise ImageError("all images are constant: there is nothing to see in them.")
     with Teller(progress=progress, callback=callback) as tell:
+        if adapter.auto:
+            adapter = search(adapter, sources, tell).adapter
+        adapter.check(sources)
+        seeing = evenly(sources, windows, blank_images=False)
+        if not seeing:
+            raise ImageError("all images are constant: there is nothing to see in them.")
         return estimate(Judge(seeing, windows=windows).look(adapter, adapter.model, tell))

@@ -89,8 +89,8 @@ def check_adapter(adapter: Adapter, images: Any, *, channel_axis: int | None = N
     It finds channels that are declared in another order than the network's (flows with x first,
     rays the other way round), logits taken for probabilities, and images that are normalised
     otherwise than in training (where the network has batch norm); sides of multiples that the
-    network does not take raise. Use images that it works on: on
-    others nothing may be found at all, which says nothing about the adapter.
+    network does not take raise. Use images that it works on: on others nothing may be found at
+    all, which says nothing about the adapter.
 
     Args:
         adapter: around the trained network.

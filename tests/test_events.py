@@ -62,18 +62,6 @@ def test_every_window_of_a_check_is_told_and_nothing_else_changes(adapter, capfd
     ]  # fmt: skip
 
 
-def test_a_cancelled_check_gives_nothing(adapter):
-    seen = []
-
-    def cancel(event):
-        seen.append(event)
-        return event.done == 2
-
-    with pytest.raises(RunCancelledError):
-        estimate_quality(adapter, IMAGES[:3], progress=False, callback=cancel)
-    assert len(seen) == 3
-
-
 @pytest.mark.parametrize("stop", ["auto", None, EmbeddingDrift(2.0)])
 @pytest.mark.parametrize(("kind", "at"), [("step", 6), ("look", 4)])
 def test_a_cancelled_run_gives_the_best_so_far_and_can_go_on(adapter, tmp_path, stop, kind, at):
@@ -107,7 +95,10 @@ def test_a_callback_is_no_criterion(adapter):
         run(adapter, "tqdm")
 
 
-def test_calibration_tells_of_each_way_and_can_be_cancelled():
+@pytest.mark.parametrize(
+    ("job", "stage"), [(calibrate, "calibration"), (estimate_quality, "check")]
+)
+def test_calibration_and_check_tell_of_each_step_and_can_be_cancelled(job, stage):
     adapter = SmpAdapter.from_pretrained("demo")
     events = []
 
@@ -116,13 +107,13 @@ def test_calibration_tells_of_each_way_and_can_be_cancelled():
         return event.done == 2
 
     with pytest.raises(RunCancelledError):
-        calibrate(adapter, IMAGES[:2], callback=cancel, progress=False)
+        job(adapter, IMAGES[:3], callback=cancel, progress=False)
     assert [(event.kind, event.done) for event in events] == [
         ("stage", 0),
         ("step", 1),
         ("step", 2),
     ]
-    assert {(event.stage, event.iteration) for event in events} == {("calibration", 0)}
+    assert {(event.stage, event.iteration) for event in events} == {(stage, 0)}
 
 
 def test_in_a_worker_thread_it_is_the_same(adapter):

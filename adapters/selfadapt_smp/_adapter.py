@@ -39,8 +39,6 @@ FILES = ("config.json", "model.safetensors")
 """What `save_pretrained` writes."""
 SIDECAR = "selfadapt.json"
 """Beside SMP's own files: what SMP's format does not say (heads, normalisation, decoding)."""
-
-
 TRANSFORMS = "albumentations_config_eval.json"
 """What SMP's documentation saves beside a network: how images were transformed for it."""
 
