@@ -531,11 +531,19 @@ def test_channels_of_a_window_are_normalised_as_those_of_the_whole_image(trained
     assert part.shape == whole.shape == (2, 32, 32)
 
 
-@cellpose4
-def test_without_a_diameter_images_keep_their_scale_and_that_is_said(trained, caplog):
+def test_a_diameter_that_nobody_has_said_or_found_is_told(trained, caplog):
+    images = open_images([IMAGE])
     adapter = CellposeAdapter(trained)
-    assert adapter.prepare(IMAGE[None]).shape == (1, *IMAGE.shape)
-    assert "takes the images at their own scale" in caplog.text
+    adapter.check(images)
+    which = "the model's own diam_labels" if MAJOR == 3 else "the images' own scale"
+    assert caplog.messages[0].startswith(
+        f"No diameter given: {OWN_SCALE} pixels are taken, {which}."
+    )
+    assert adapter.prepare(IMAGE[None]).shape[1:] == IMAGE.shape
+    caplog.clear()
+    CellposeAdapter(trained, diameter=12).check(images)
+    settle(adapter, Input(scale=0.5)).check(images)  # as calibrate does
+    assert not caplog.messages
 
 
 def other_version() -> dict[str, torch.Tensor]:
