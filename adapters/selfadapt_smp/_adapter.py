@@ -2,10 +2,7 @@
 
 import json
 import logging
-import re
-import warnings
 from collections.abc import Mapping
-from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -28,6 +25,7 @@ from selfadapt import (
     normalize_standard,
 )
 from selfadapt_smp._decode import Decode
+from selfadapt_smp._files import SIDECAR, open_network, torchscript_warnings_off
 from selfadapt_smp._names import head_names, parse_heads
 from selfadapt_smp._source import source_of
 
@@ -35,18 +33,12 @@ logger = logging.getLogger(__name__)
 
 DEMO_MODEL = Path(__file__).with_name("demo_model")
 """Folder of the bundled network, as SMP's `save_pretrained` lays it out."""
-FILES = ("config.json", "model.safetensors")
-"""What `save_pretrained` writes."""
-SIDECAR = "selfadapt.json"
-"""Beside SMP's own files: what SMP's format does not say (heads, normalisation, decoding)."""
 TRANSFORMS = "albumentations_config_eval.json"
 """What SMP's documentation saves beside a network: how images were transformed for it."""
 
 TRIED = 64
 """Side of the image that a network from a file is tried on, in pixels."""
 NORMALIZATIONS = ("percentile", "standard", "none")
-OLD_GRAY = {"no": (False, False), "yes": (True, False), "inverted": (True, True)}
-"""What a sidecar of version 0.1 calls gray: (gray, invert)."""
 
 
 class SmpAdapter(Adapter):
@@ -161,7 +153,7 @@ class SmpAdapter(Adapter):
             self.model.save_pretrained(path)
             (Path(path) / SIDECAR).write_text(json.dumps(self._options(), indent=2))
         elif self.scripted:
-            with _torchscript_warnings_off():
+            with torchscript_warnings_off():
                 torch.jit.save(self.model, str(path))
         else:
             torch.save(self.model.state_dict(), path)
@@ -237,7 +229,7 @@ class SmpAdapter(Adapter):
             for name, value in locals().items()
             if name not in ("cls", "model", "trust_torchscript", "__class__") and value is not None
         }
-        network, options = _open(
+        network, options = open_network(
             DEMO_MODEL if model == "demo" else Path(model), trusted=trust_torchscript
         )
         options |= given
@@ -328,63 +320,3 @@ def _input_channels(model: nn.Module) -> int | None:
         if parameter.ndim == 4 and name.endswith("weight"):
             return parameter.shape[1]
     return None
-
-
-LARGEST = 8192
-"""No number in the description of a network is larger: it would only fill the memory."""
-
-
-def _check_config(config: Any) -> None:
-    """Raise ValueError where a network's own description leads elsewhere, or beyond all bounds."""
-    values = list(config.values()) if isinstance(config, dict) else config
-    for value in values if isinstance(values, list) else [values]:
-        if isinstance(value, dict | list):
-            _check_config(value)
-        elif isinstance(value, int | float) and abs(value) > LARGEST:
-            raise ValueError(f"it holds {value}, more than {LARGEST}")
-        elif isinstance(value, str) and re.search("hf[-_]hub:|local-dir:|://", value):
-            raise ValueError(f"it leads to {value!r}")
-
-
-def _torchscript_warnings_off() -> "warnings.catch_warnings[None]":
-    """Torch deprecates TorchScript; whoever has such a file cannot act on that here."""
-    return warnings.catch_warnings(action="ignore", category=FutureWarning)
-
-
-def _open(path: Path, *, trusted: bool) -> tuple[nn.Module, dict[str, Any]]:
-    if not path.exists():
-        raise ModelError(
-            f"there is no model {str(path)!r}: give 'demo', a folder written by save_pretrained, "
-            "or a TorchScript file."
-        )
-    if not path.is_dir() and not trusted:  # whatever is in it: loading it would run it
-        raise ModelError(
-            f"{str(path)!r} is no folder of SMP's save_pretrained. If it is a TorchScript file: "
-            "that is a program, which may do whatever you may do; if you trust its maker, give "
-            "trust_torchscript=True (shell: --trust_torchscript true). For another network use "
-            "SmpAdapter(your_module, ...) from Python."
-        )
-    try:
-        if path.is_dir():
-            missing = [name for name in FILES if not (path / name).is_file()]
-            if missing:  # of a folder without them SMP asks the Hugging Face Hub
-                raise FileNotFoundError(f"it has no {missing[0]}")
-            _check_config(json.loads((path / FILES[0]).read_text()))
-            with redirect_stdout(None):  # it prints where it loads from
-                # its weights come from the folder, and none from the internet
-                network = smp.from_pretrained(str(path), encoder_weights=None)
-            sidecar = path / SIDECAR
-            options = json.loads(sidecar.read_text()) if sidecar.exists() else {}
-            if not isinstance(options, dict):
-                raise ValueError(f"{SIDECAR} holds no options")
-            if options.get("gray") in OLD_GRAY:
-                options["gray"], options["invert"] = OLD_GRAY[options["gray"]]
-            return network, options
-        with _torchscript_warnings_off():
-            return torch.jit.load(str(path), map_location="cpu"), {}
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"{str(path)!r} is neither a folder of SMP's save_pretrained nor a TorchScript file "
-            f"({reason}); for another network use SmpAdapter(your_module, ...) from Python."
-        ) from None
