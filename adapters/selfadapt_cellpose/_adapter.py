@@ -25,7 +25,6 @@ from selfadapt import (
     Vector,
     as_channels_first,
     check_settled,
-    in_single,
 )
 from selfadapt_cellpose._files import (
     check_free,
@@ -42,9 +41,8 @@ from selfadapt_cellpose._networks import (
     make_trainable,
     no_word_on_sparse_tensors,
 )
-from selfadapt_cellpose._normalize import normalize_part, squared
+from selfadapt_cellpose._normalize import check_size, for_cellpose, normalize, single
 from selfadapt_cellpose._options import (
-    check_channels,
     check_normalization,
     check_options,
     check_tiles,
@@ -132,8 +130,7 @@ class CellposeAdapter(Adapter):
         # SAM has a position embedding of one size; DINO has none
         self.fixed_size = 256 if hasattr(getattr(net, "encoder", None), "neck") else None
         self.channel_choice = None if channels is None else list(channels)
-        self.flow_threshold = flow_threshold
-        self.cellprob_threshold = cellprob_threshold
+        self.flow_threshold, self.cellprob_threshold = flow_threshold, cellprob_threshold
         self.min_size = min_size
         # all keys that `eval` may have left changed in Cellpose's own defaults
         given = normalize if isinstance(normalize, dict) else {"normalize": normalize}
@@ -211,18 +208,10 @@ class CellposeAdapter(Adapter):
         self, image: NDArray[Any], whole: NDArray[Any] | None = None
     ) -> NDArray[np.float32]:
         scale = self._scale
-        self._check_size(image)
-        image, sampled = self._in_single(image, image if whole is None else whole)
-        pixels, options = self._for_cellpose(image)
-        converted = transforms.convert_image(pixels, **options)
-        normalised = converted
-        if self.normalization["normalize"]:  # as in eval
-            if whole is None:
-                normalised = transforms.normalize_img(converted[None], **self.normalization)[0]
-            else:
-                pixels, options = self._for_cellpose(squared(sampled))
-                sample = transforms.convert_image(pixels, **options)
-                normalised = normalize_part(converted, sample, self.normalization)
+        check_size(image, scale, self.diameter)
+        normalised = normalize(
+            image, whole, self.normalization, choice=self.channel_choice, taken=self.channels
+        )
         if scale != 1:
             rescaled = transforms.resize_image(normalised, rsz=scale)
             normalised = rescaled.reshape(*rescaled.shape[:2], -1)  # one channel loses its axis
@@ -257,9 +246,10 @@ class CellposeAdapter(Adapter):
         check_settled(self)
         if not np.isfinite(pixels).all():
             raise ImageError("the image contains NaN or infinity: replace them first.")
-        self._check_size(pixels)
+        check_size(pixels, self._scale, self.diameter)
         size = pixels.shape[1:]
-        pixels, options = self._for_cellpose(self._in_single(pixels, pixels)[0])
+        pixels, _ = single(pixels, pixels, self.normalization)
+        pixels, options = for_cellpose(pixels, self.channel_choice, self.channels)
         with no_word_on_sparse_tensors():
             masks, flows = self._around(self.model).eval(
                 pixels,
@@ -314,9 +304,7 @@ class CellposeAdapter(Adapter):
 
     def usage(self, path: Path) -> str:
         opening = opening_line(path, self.model, self._template)
-        if not opening.startswith("CellposeModel("):
-            return opening
-        return opening + self.evaluation()
+        return opening + self.evaluation() * opening.startswith("CellposeModel(")
 
     def evaluation(self) -> str:
         """What `eval` must be told, as `.eval(image, ...)`; empty where that is nothing."""
@@ -350,31 +338,6 @@ class CellposeAdapter(Adapter):
     def _scale(self) -> float:
         """Factor from the image to the network's input."""
         return self.diam_mean / (self.diameter or self.diam_mean)
-
-    def _in_single(
-        self, image: NDArray[Any], whole: NDArray[Any]
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """As Cellpose itself where values are taken as they are: shifted, they were others."""
-        if self.normalization["normalize"] and self.normalization.get("lowhigh") is None:
-            return in_single(image, whole)
-        return image, whole
-
-    def _check_size(self, image: NDArray[Any]) -> None:
-        if min(image.shape[1:]) * self._scale < 1:
-            raise ImageError(
-                f"an image of {image.shape[1]} x {image.shape[2]} pixels is too small for cells of "
-                f"{self.diameter} pixels: give their diameter in these images."
-            )
-
-    def _for_cellpose(self, image: NDArray[Any]) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """A copy of `[C, H, W]` as Cellpose takes it, and which channels of it to take."""
-        count = len(image)
-        check_channels(count, self.channel_choice, self.channels)
-        options: dict[str, Any] = {"channel_axis": None if count == 1 else 0}
-        if self.channels is not None:
-            options |= {"channels": self.channel_choice, "nchan": self.channels}
-        # a copy: Cellpose normalises float32 in place
-        return (image[0] if count == 1 else image).astype(np.float32), options
 
     def _around(self, net: nn.Module) -> CellposeModel:
         """The original `CellposeModel` with another network."""
