@@ -25,6 +25,7 @@ from step_peers import Literal, TorchEm
 from torch import Tensor, nn
 
 from selfadapt import Adapter, Binary, Categorical, Config, OutputSpec, SelfAdaptation, Vector
+from selfadapt._batch_norm import set_training
 from selfadapt_smp import SmpAdapter
 from selfadapt_stardist import Architecture, StarDist2D, StardistAdapter
 
@@ -89,7 +90,7 @@ def floor_step(run: SelfAdaptation) -> Callable[[Tensor], None]:
 
     def step(images: Tensor) -> None:
         with torch.no_grad():
-            run._forward_in_parts(run.teacher, images.repeat(views, 1, 1, 1))
+            run._forward_teacher(images.repeat(views, 1, 1, 1))
         outputs = adapter.forward(run.student, images)
         loss = torch.stack([output.square().mean() for output in outputs.values()]).sum()
         optimizer.zero_grad(set_to_none=True)
@@ -111,7 +112,7 @@ def make(
     adapter = NETWORKS[network][1]()
     config = Config(batch_size=batch, crop=crop, views=views, iterations=10**6)
     run, second = SelfAdaptation(adapter, config), SelfAdaptation(adapter, config)
-    second._set_training()
+    set_training(second.student, second._frozen, config.batch_norm)
     images = torch.randn(batch, adapter.channels or 1, crop, crop, device=run.device)
     adapter.model.to(run.device)
     peers = {"torch_em": TorchEm(adapter, config), "literal": Literal(adapter, config)}

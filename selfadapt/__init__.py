@@ -7,6 +7,9 @@ from selfadapt._batch_norm import adabn as adabn
 from selfadapt._bioimageio import export_bioimageio as export_bioimageio
 from selfadapt._calibrate import calibrate as calibrate
 from selfadapt._check import estimate_quality as estimate_quality
+from selfadapt._classification import Binary as Binary
+from selfadapt._classification import Categorical as Categorical
+from selfadapt._classification import Classification as Classification
 from selfadapt._config import Config as Config
 from selfadapt._crops import Crops as Crops
 from selfadapt._diagnosis import Diagnosis as Diagnosis
@@ -22,14 +25,7 @@ from selfadapt._errors import RunCancelledError as RunCancelledError
 from selfadapt._errors import SelfAdaptError as SelfAdaptError
 from selfadapt._events import Event as Event
 from selfadapt._events import Preview as Preview
-from selfadapt._heads import Binary as Binary
-from selfadapt._heads import Categorical as Categorical
-from selfadapt._heads import Classification as Classification
 from selfadapt._heads import Head as Head
-from selfadapt._heads import Rays as Rays
-from selfadapt._heads import Regression as Regression
-from selfadapt._heads import Scalar as Scalar
-from selfadapt._heads import Vector as Vector
 from selfadapt._images import open_images as open_images
 from selfadapt._input import Input as Input
 from selfadapt._input import check_settled as check_settled
@@ -55,6 +51,10 @@ from selfadapt._predict import predict as predict
 from selfadapt._quality import Quality as Quality
 from selfadapt._registry import adapters as adapters
 from selfadapt._registry import load_adapter as load_adapter
+from selfadapt._regression import Rays as Rays
+from selfadapt._regression import Regression as Regression
+from selfadapt._regression import Scalar as Scalar
+from selfadapt._regression import Vector as Vector
 from selfadapt._report import write_report as write_report
 from selfadapt._run import SelfAdaptation as SelfAdaptation
 from selfadapt._spec import OutputSpec as OutputSpec

@@ -17,6 +17,7 @@ from selfadapt._adapter import Adapter
 from selfadapt._calibrate import FOUND, go_on, search
 from selfadapt._config import Config
 from selfadapt._crops import Crops, evenly, exchange, hold_out, share_of_batch
+from selfadapt._ending import TTA
 from selfadapt._errors import ConfigError, refuse_damage
 from selfadapt._events import Callback, Event, Teller
 from selfadapt._fates import Fate, fates, summed
@@ -26,7 +27,7 @@ from selfadapt._lazy import LazyImage
 from selfadapt._masks import refuse_masks
 from selfadapt._monitors import EmbeddingDrift, Monitor
 from selfadapt._network import check_network, checksum_of, compiled_in_place
-from selfadapt._portfolio import TTA, Portfolio
+from selfadapt._portfolio import Portfolio
 from selfadapt._predict import predict
 from selfadapt._quality import Quality
 from selfadapt._run import SelfAdaptation, Stop

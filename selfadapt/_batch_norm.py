@@ -32,6 +32,21 @@ def freeze_statistics(model: nn.Module) -> None:
             module.eval()
 
 
+def set_training(model: nn.Module, frozen: Iterable[nn.Module], policy: str) -> None:
+    """Train mode where something is learnt, then the batch-norm policy.
+
+    Some models override `train`, so the order matters.
+    """
+    model.train()
+    for part in frozen:
+        part.eval()
+    if policy == "batch":
+        for layer in batch_norms(model):
+            layer.train()
+    else:
+        freeze_statistics(model)
+
+
 @contextmanager
 def single_values_frozen(model: nn.Module) -> Iterator[None]:
     """Inside, layers that see one value per channel use their running statistics.

@@ -13,11 +13,11 @@ from jsonargparse import Namespace
 
 from selfadapt._adapter import Adapter
 from selfadapt._calibrate import go_on, search
+from selfadapt._ending import TTA
 from selfadapt._errors import CheckpointError, ConfigError
 from selfadapt._events import Teller
 from selfadapt._lazy import LazyImage
 from selfadapt._network import checksum_of, pick_device
-from selfadapt._portfolio import TTA
 from selfadapt._registry import load_adapter
 from selfadapt._rundir import INPUT, ORIGIN, RunDirectory
 from selfadapt._settings_file import read_settings

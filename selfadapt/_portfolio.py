@@ -1,16 +1,17 @@
 """The course of a run: candidates are looked at, recorded, and at the end one of them is kept."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from torch import nn
 
 from selfadapt._candidates import STATISTICS, Candidate, initial, loop, loops, statistics
 from selfadapt._config import DEFAULT
 from selfadapt._crops import Crops
+from selfadapt._ending import TTA, Ending, Seen, broken_by
 from selfadapt._errors import (
     CheckpointError,
     ConfigError,
@@ -20,9 +21,8 @@ from selfadapt._errors import (
 )
 from selfadapt._events import Event
 from selfadapt._judge import Judge
-from selfadapt._look import Look
 from selfadapt._monitors import EmbeddingDrift, Monitor
-from selfadapt._quality import Quality, estimate
+from selfadapt._quality import estimate
 from selfadapt._run import SelfAdaptation, Stop
 from selfadapt._rundir import Row, RunDirectory
 from selfadapt._schedule import halved, rungs, spare
@@ -31,57 +31,6 @@ from selfadapt._verdict import Outcome, Verdict
 LOG_EVERY = 10
 """Steps between two rows of the history, beside those of the validation points."""
 LOOKS, PIXELS = "looks.json", "pixels.json"
-TTA = "+tta"
-"""Behind the name of a candidate whose predictions are means over flips and turns."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A candidate that was looked at, without its network."""
-
-    candidate: str
-    iteration: int
-    snapshot: int | str
-    tta: bool
-    look: Look
-
-    @property
-    def name(self) -> str:
-        """What the history and the report call it."""
-        return self.candidate + TTA * self.tta
-
-    def to_dict(self) -> dict[str, Any]:
-        """For a file."""
-        return vars(self) | {"look": self.look.to_dict()}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """From `to_dict`."""
-        return cls(**{**data, "look": Look.from_dict(data["look"])})
-
-
-@dataclass(frozen=True)
-class Ending:
-    """What is kept of a run, and why."""
-
-    outcome: Outcome
-    kept: Seen
-    reason: str
-    quality: Quality
-    rejected: Seen | None = None
-    """Where the initial network is kept, the most promising one beside it."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """For `result.json`; what is not a number becomes null."""
-        return {
-            "outcome": self.outcome,
-            "rejected": None if self.rejected is None else self.rejected.name,
-            "rejected_snapshot": None if self.rejected is None else self.rejected.snapshot,
-            "candidate": self.kept.name,
-            "iteration": self.kept.iteration,
-            "reason": self.reason,
-            "quality": self.quality.to_dict(),
-        }
 
 
 class Portfolio:
@@ -129,17 +78,14 @@ class Portfolio:
         self._say("stage", initial(self.run))
         if not self._look(initial(self.run)).look.finite:
             raise OutputError("the network gives NaN or infinity for held-out images.")
-        if isinstance(self.stop, EmbeddingDrift):
-            self._refuse_blind(self.stop)
-        self._say("look", initial(self.run))
-
-    def _refuse_blind(self, stop: EmbeddingDrift) -> None:
-        if not self.run.moves_bottleneck(self.crops.batch(0)[:1]):
+        by_drift = isinstance(self.stop, EmbeddingDrift)
+        if by_drift and not self.run.moves_bottleneck(self.crops.batch(0)[:1]):
             raise ConfigError(
-                f"{stop!r} would see nothing: no parameter before the bottleneck adapts "
+                f"{self.stop!r} would see nothing: no parameter before the bottleneck adapts "
                 f"(trainable={self.run.config.trainable!r}). Let `embedding_module` name a later "
                 "layer, or stop otherwise (FalseNegativeRate, or None for all iterations)."
             )
+        self._say("look", initial(self.run))
 
     def go(self) -> Ending:
         """Begin, or go on where it was, to the end, or until it is cancelled."""
@@ -269,8 +215,9 @@ class Portfolio:
 
     def _promising(self, names: list[str], end: int) -> list[str]:
         """The better half of the ways that have come to an iteration."""
-        last = [self._last_look(name, end) for name in names]
-        order = self.judge.order(self.seen[0].look, [each.look for each in last])
+        until = [s for s in self.seen if s.iteration <= end and not s.tta]
+        last = [[s.look for s in until if s.candidate == name][-1] for name in names]
+        order = self.judge.order(self.seen[0].look, last)
         return [names[k] for k in sorted(order[: -(-len(names) // 2)])]
 
     def _finish(self, names: Sequence[str]) -> Ending:
@@ -356,10 +303,6 @@ class Portfolio:
         """The last row of a way to adapt."""
         return next((row for row in reversed(self.history) if row["candidate"] == name), None)
 
-    def _last_look(self, name: str, end: int) -> Seen:
-        looks = [s for s in self.seen if s.candidate == name and s.iteration <= end and not s.tta]
-        return looks[-1]
-
     def _prune(self, name: str) -> None:
         """Keep to `config.snapshots` weights: evenly spread ones, the last two and the best."""
         looked = [each.iteration for each in self.seen if each.candidate == name]
@@ -373,15 +316,15 @@ class Portfolio:
         """The judge's word on all of these that are still there to be kept."""
         there = set(self.directory.snapshots())
         first, *others = [s for s in seen if s.candidate == "initial" or s.snapshot in there]
-        looks = [each.look for each in others]
-        names = [each.name for each in others]
+        looks, names = [each.look for each in others], [each.name for each in others]
         verdict = self.judge.decide(first.look, looks, tried=len(seen) - 1, loops=names)
         return verdict, first if verdict.chosen is None else others[verdict.chosen]
 
     def _ending(self, name: str, run: SelfAdaptation, now: Row) -> Ending | None:
         """What the newest row means where another criterion than the judge decides, or it broke."""
         at = int(now["iteration"])
-        if broken := self._broken(name, now):
+        looks = [each.look for each in self.seen if each.candidate == name]
+        if broken := broken_by(now, looks, self.run.adapter.outputs):
             if self.stop != "auto":
                 return self._keep(0, f"{broken} after iteration {at}")
             self.broken[name] = at, broken
@@ -393,18 +336,6 @@ class Portfolio:
         if isinstance(self.stop, Monitor):
             told = f"{self.stop!r} at {now[self.stop.name]:.3f}"
         return self._keep(earlier, f"{told} tripped at iteration {at}")
-
-    def _broken(self, name: str, now: Row) -> str | None:
-        """Why a run cannot go on, if it cannot."""
-        looks = [each.look for each in self.seen if each.candidate == name]
-        if not math.isfinite(now["loss"]) or (looks and not looks[-1].finite):
-            return "loss, weights or predictions are not finite any more"
-        for head in self.run.adapter.outputs:
-            if now[f"kept_{head}"] == 0:
-                return f"the masks keep no pixel of head {head!r} any more"
-        if now.get("instances") == 0:
-            return "no instance is left"
-        return None
 
     def _keep(self, iteration: int, reason: str) -> Ending:
         """What another criterion keeps; the judge still says if it can be trusted."""

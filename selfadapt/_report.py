@@ -17,9 +17,9 @@ from selfadapt._again import another, repeat
 from selfadapt._before_after import Example, draw_example
 from selfadapt._charts import draw_calibration, draw_curves
 from selfadapt._disk import write_file
+from selfadapt._ending import Seen
 from selfadapt._errors import CheckpointError, refuse_damage, sentence
 from selfadapt._fates import FATES, summed
-from selfadapt._portfolio import Seen
 from selfadapt._quality import Quality
 from selfadapt._rundir import CALIBRATION, Row, RunDirectory
 from selfadapt._verdict import Thresholds, objection, unconfirmed

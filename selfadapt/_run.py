@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from selfadapt import _ranks as ranks
 from selfadapt._adapter import Adapter
 from selfadapt._augment import augment
-from selfadapt._batch_norm import batch_norms, freeze_statistics, single_values_frozen
+from selfadapt._batch import checked, in_parts
+from selfadapt._batch_norm import set_training, single_values_frozen
 from selfadapt._config import Config
-from selfadapt._errors import CheckpointError, ConfigError, ImageError, ModelError, first_line
+from selfadapt._errors import CheckpointError, ConfigError, ModelError, first_line
 from selfadapt._judge import Judge
 from selfadapt._losses import l2_sp, masked_mean
 from selfadapt._monitors import Monitor
@@ -28,18 +29,15 @@ from selfadapt._network import (
     select_parameters,
 )
 from selfadapt._predict import last_map
-from selfadapt._reliability import RunningThreshold
+from selfadapt._pseudo_labels import labels_and_masks, make_thresholds
 from selfadapt._schedule import learning_rate
-from selfadapt._state import refuse_difference, refuse_other_tensors
+from selfadapt._state import refuse_other_state
 from selfadapt._teacher import make_teacher, update_teacher
-from selfadapt._views import view_votes
+from selfadapt._views import drawn, view_votes
 
 logger = logging.getLogger(__name__)
 Info = dict[str, float]
 Stop = Callable[["SelfAdaptation", Mapping[str, float]], bool]
-CPU_PIXELS = 2**16
-"""A CPU is fastest with about that many pixels of crops at once: with more, what is computed leaves
-its caches, and 64 crops of 96 take 1.4 to 2 times as long (benchmarks/parts.py)."""
 
 
 class SelfAdaptation:
@@ -86,16 +84,7 @@ class SelfAdaptation:
         self._anchors = [start[name] for name in names]
         self.iteration = 0
         self.symmetries = adapter.outputs.symmetries
-        self.thresholds = {
-            name: RunningThreshold(
-                head.groups,
-                head.kept_share(config),
-                config.keep_floor,
-                config.mask_momentum,
-                self.device,
-            )
-            for name, head in adapter.outputs.items()
-        }
+        self.thresholds = make_thresholds(adapter.outputs, config, self.device)
         self.optimizer = torch.optim.AdamW(
             self.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
@@ -140,13 +129,13 @@ class SelfAdaptation:
             OutputError: the network's output does not fit the heads.
             ModelError: the outputs have no gradient.
         """
-        images = self._check_batch(images)
+        images = checked(images, self.adapter, self.device)
         labels, masks = self._pseudo_labels(images)
         # dropout and the like draw from a stream of their own: a resumed run repeats it, and the
         # caller's random state is untouched
         seed = int(torch.randint(2**31, (), generator=self._view_generator)) + ranks.rank()
         with seeded(seed, self.device):
-            self._set_training()
+            set_training(self.student, self._frozen, self.config.batch_norm)
             with single_values_frozen(self.student):
                 raw = self._forward(self.student, augment(images, self.config, self._generator))
         total = images.new_zeros(())
@@ -182,7 +171,7 @@ class SelfAdaptation:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        images = self._check_batch(images)
+        images = checked(images, self.adapter, self.device)
         info: dict[str, Tensor] = {}
         for part in images.chunk(self.config.accumulate):
             share = len(part) / len(images)
@@ -212,7 +201,7 @@ class SelfAdaptation:
             return False
         handle = module.register_forward_hook(lambda _, __, output: outputs.append(output))
         try:
-            self._forward(self.student.eval(), self._check_batch(images))
+            self._forward(self.student.eval(), checked(images, self.adapter, self.device))
         finally:
             handle.remove()
         learns = any(last_map(output).requires_grad for output in outputs)
@@ -306,21 +295,7 @@ class SelfAdaptation:
         Raises:
             CheckpointError: something differs; the message names it, and nothing is changed.
         """
-        if not isinstance(state, Mapping):
-            raise CheckpointError(f"a {type(state).__name__} is no state of a SelfAdaptation.")
-        missing = self.state_dict().keys() - state.keys()
-        if missing:
-            raise CheckpointError(
-                f"this is no state of a SelfAdaptation: {', '.join(sorted(missing))} missing."
-            )
-        for name in ("config", "model"):
-            if not isinstance(state[name], Mapping):
-                raise CheckpointError(f"the saved run is damaged: its {name} holds no names.")
-        refuse_difference("setting", state["config"], self.config.to_dict())
-        refuse_difference("heads", {"": state["outputs"]}, {"": repr(self.adapter.outputs)})
-        refuse_difference("initial model's", state["model"], self._fingerprint)
-        for name, model in (("student", self.student), ("teacher", self.teacher)):
-            refuse_other_tensors(name, state[name], model.state_dict())
+        refuse_other_state(state, self.state_dict())
         trial = torch.optim.AdamW(self.parameters())
         try:
             trial.load_state_dict(copy.deepcopy(state["optimizer"]))
@@ -341,33 +316,6 @@ class SelfAdaptation:
         self._generator, self._view_generator = generator, view_generator
         self.iteration = iteration
 
-    def _check_batch(self, images: Tensor) -> Tensor:
-        adapter = self.adapter
-        if not isinstance(images, Tensor) or images.is_complex() or images.is_sparse:
-            raise ImageError(
-                f"a batch that is a {type(images).__name__} was given: a dense tensor of real "
-                "numbers [B, C, S, S] is needed."
-            )
-        if not images.is_floating_point():
-            raise ImageError(
-                f"a batch of {images.dtype} was given: crops of prepared images are floats "
-                "(`prepare(adapter, image, name)` makes one of an image)."
-            )
-        if images.ndim != 4 or images.shape[2] != images.shape[3] or not images.shape[0]:
-            raise ImageError(
-                f"a batch of shape {list(images.shape)} was given: square crops [B, C, S, S] are "
-                "needed, since quarter turns exchange height and width."
-            )
-        if adapter.channels not in (None, images.shape[1]):
-            raise ImageError(
-                f"the batch has {images.shape[1]} channels, the network takes {adapter.channels}."
-            )
-        side = images.shape[-1]
-        if side % adapter.side_multiple or adapter.fixed_size not in (None, side):
-            rule = adapter.fixed_size or f"a multiple of {adapter.side_multiple}"
-            raise ImageError(f"crops of {side} pixels were given; the network takes {rule}.")
-        return images.to(self.device, torch.float32, non_blocking=True)
-
     def _forward(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         # in single precision a caller's own autocast holds
         half = self.config.precision == "bfloat16"
@@ -376,46 +324,17 @@ class SelfAdaptation:
         self.adapter.outputs.check(outputs, (images.shape[-2], images.shape[-1]))
         return {name: output.float() for name, output in outputs.items()}
 
-    def _forward_in_parts(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-        """The same, with no more at once than suits the device."""
-        most = max(1, CPU_PIXELS // images[0, 0].numel())
-        if self.device.type != "cpu" or len(images) <= most:
-            return self._forward(model, images)
-        parts = [self._forward(model, part) for part in images.split(most)]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    def _forward_teacher(self, images: Tensor) -> dict[str, Tensor]:
+        return in_parts(lambda part: self._forward(self.teacher, part), images)
 
     @torch.no_grad()
     def _pseudo_labels(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Labels and reliability masks of the teacher, by head."""
         self.teacher.eval()  # a module of the caller's that holds it may have been set to train
-        spec, config = self.adapter.outputs, self.config
-        symmetries = self.symmetries
-        if config.views == 1:
-            symmetries = symmetries[:1]
-        elif config.views < len(symmetries):
-            order = torch.randperm(len(symmetries), generator=self._view_generator)
-            symmetries = tuple(symmetries[i] for i in order[: config.views].tolist())
         votes = view_votes(
-            lambda v: self._forward_in_parts(self.teacher, v), images, spec, symmetries
+            self._forward_teacher,
+            images,
+            self.adapter.outputs,
+            drawn(self.symmetries, self.config.views, self._view_generator),
         )
-        labels, masks = {}, {}
-        for name, vote in votes.items():
-            labels[name] = spec[name].pseudo_label(vote, config.targets)
-            doubt, group = spec[name].doubt(vote)
-            reliable = self.thresholds[name].update(doubt, group)
-            masks[name] = reliable if config.mask else torch.ones_like(reliable)
-        return labels, masks
-
-    def _set_training(self) -> None:
-        """Train mode where something is learnt, then the batch-norm policy.
-
-        Some models override `train`, so the order matters.
-        """
-        self.student.train()
-        for part in self._frozen:
-            part.eval()
-        if self.config.batch_norm == "batch":
-            for layer in batch_norms(self.student):
-                layer.train()
-        else:
-            freeze_statistics(self.student)
+        return labels_and_masks(votes, self.adapter.outputs, self.thresholds, self.config)

@@ -29,6 +29,25 @@ def refuse_other_tensors(name: str, theirs: Any, ours: Mapping[str, Tensor]) -> 
         raise CheckpointError(f"the saved {name} has other tensors than this network.")
 
 
+def refuse_other_state(theirs: Any, ours: Mapping[str, Any]) -> None:
+    """Raise CheckpointError unless a saved state of a run can take the place of `ours`."""
+    if not isinstance(theirs, Mapping):
+        raise CheckpointError(f"a {type(theirs).__name__} is no state of a SelfAdaptation.")
+    missing = ours.keys() - theirs.keys()
+    if missing:
+        raise CheckpointError(
+            f"this is no state of a SelfAdaptation: {', '.join(sorted(missing))} missing."
+        )
+    for name in ("config", "model"):
+        if not isinstance(theirs[name], Mapping):
+            raise CheckpointError(f"the saved run is damaged: its {name} holds no names.")
+    refuse_difference("setting", theirs["config"], ours["config"])
+    refuse_difference("heads", {"": theirs["outputs"]}, {"": ours["outputs"]})
+    refuse_difference("initial model's", theirs["model"], ours["model"])
+    for name in ("student", "teacher"):
+        refuse_other_tensors(name, theirs[name], ours[name])
+
+
 def first_difference(name: str, was: Any, now: Any) -> tuple[str, str, str]:
     """Name of the first value that differs, and how it is written on both sides."""
     if isinstance(was, dict) and isinstance(now, dict):

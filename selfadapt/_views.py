@@ -11,6 +11,18 @@ from selfadapt._symmetry import Symmetry
 from selfadapt._tiles import pad_far_side, round_up
 
 
+def drawn(
+    symmetries: tuple[Symmetry, ...], count: int, generator: torch.Generator
+) -> tuple[Symmetry, ...]:
+    """So many of the symmetries, at random; a single one is the identity."""
+    if count == 1:
+        return symmetries[:1]
+    if count >= len(symmetries):
+        return symmetries
+    order = torch.randperm(len(symmetries), generator=generator)
+    return tuple(symmetries[i] for i in order[:count].tolist())
+
+
 def view_votes(
     predict: Callable[[Tensor], Mapping[str, Tensor]],
     images: Tensor,

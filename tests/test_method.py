@@ -547,10 +547,10 @@ def test_the_teacher_sees_a_large_batch_in_parts_and_says_the_same(adapter, monk
     run = SelfAdaptation(adapter, config())
     images = torch.rand(5, 1, 32, 32)
     whole = run._forward(run.teacher.eval(), images)
-    monkeypatch.setattr("selfadapt._run.CPU_PIXELS", 2 * 32 * 32)
+    monkeypatch.setattr("selfadapt._batch.CPU_PIXELS", 2 * 32 * 32)
     sizes = []
     run.teacher.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    torch.testing.assert_close(run._forward_in_parts(run.teacher, images), whole)
+    torch.testing.assert_close(run._forward_teacher(images), whole)
     assert sizes == [2, 2, 1]
     sizes.clear()
     run.step(images)
