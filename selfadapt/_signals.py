@@ -43,6 +43,12 @@ def instances(labels: Labels) -> Counts:
     return counts
 
 
+def by_window(counts: Counts) -> Counts:
+    """Sums of `[places]` over the places of each window, `[windows]`."""
+    sums: Counts = counts.reshape(-1, PLACES).sum(1)
+    return sums
+
+
 def agreement(reference: Labels, others: Sequence[Labels], iou: float) -> Counts:
     """How far instances are found again in each of the others; counts add up over these.
 

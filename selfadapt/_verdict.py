@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from selfadapt._errors import ConfigError
 from selfadapt._look import Look
 from selfadapt._quality import Quality, estimate
-from selfadapt._signals import Counts
+from selfadapt._signals import Counts, by_window
 
 Outcome = Literal["improved", "initial kept", "not to be trusted", "not judged better"]
 """What a run ends with; the last only where another criterion than the judge has decided."""
@@ -36,7 +36,8 @@ class Thresholds:
             had added on H&E nearly all were false.
         ratio: the median size of instances changes by no more than this factor.
         reference: these three hold if the first network has at least this stability itself.
-        fewest: fewer objects cannot be judged.
+        fewest: fewer objects cannot be judged; where the first network is no reference, fewer in
+            a window on average (a network that draws one thing in each is stable, too).
 
     Raises:
         ConfigError: a value is out of range.
@@ -162,6 +163,11 @@ def veto(first: Look, look: Look, asked: Thresholds) -> str | None:
             return f"{look.added:.0%} of what it finds was not found before"
         if not 1 / asked.ratio <= look.size / first.size <= asked.ratio:
             return f"its objects are {look.size / first.size:.2g} times as large"
+    elif now < asked.fewest * (windows := np.count_nonzero(by_window(look.count))):
+        return (
+            f"it finds {now} objects in {windows} windows, too few where the first network finds "
+            "nothing that could be compared"
+        )
     if look.agreement < first.agreement - asked.fall:
         return f"flipped and turned copies agree less ({look.agreement:.2f})"
     return None

@@ -251,6 +251,19 @@ def test_undefined_stays_undefined():
     assert (verdict.outcome, verdict.chosen) == ("not to be trusted", None)
 
 
+@pytest.mark.parametrize("lone", [0, 1])
+def test_one_steady_thing_in_each_of_many_windows_is_not_taken_for_objects(lone):
+    """Where the first network finds nothing, or next to nothing, to compare it with."""
+    first = [seen_as(np.roll(DISC, 11 * k, 1) * (k < lone), 1.0) for k in range(12)]
+    places = RNG(0).integers(-35, 35, (12, 2))
+    spurious = [seen_as(np.roll(DISC, place, (0, 1))) for place in places]
+    look = look_of(*spurious, first=first)
+    assert estimate(look).trusted, "else nothing is asked here"
+    verdict = decide(look_of(*first), [look])
+    assert (verdict.outcome, verdict.chosen) == ("not to be trusted", None)
+    assert "12 objects in 12 windows" in objection(look_of(*first), look, Thresholds())
+
+
 def test_a_first_network_that_finds_nothing_may_be_replaced_by_one_that_can_be_trusted():
     empty = [seen_as(np.zeros_like(grid())) for _ in range(WINDOWS)]
     verdict = decide(look_of(*empty), [look_of(*STEADY, first=empty)])
@@ -422,7 +435,9 @@ def test_a_run_says_its_outcome_and_goes_on_with_the_same_one(adapter, tmp_path)
 def test_statistics_alone_can_be_the_result(adapter):
     shifted = adapter.with_model(copy.deepcopy(adapter.model))
     shifted.model.stem[1].running_var *= 1e3  # statistics of quite other images
-    images = [discs(200 + k, (96, 120))[0] for k in range(12)]
+    images = [
+        np.concatenate([discs(100 * half + k, (96, 120))[0] for half in (2, 3)]) for k in range(12)
+    ]
     settings = config(iterations=1, learning_rate=1e-6, validation_images=8, validation_share=0.6)
     result = adapt(shifted, images, config=settings, progress=False)
     looked = [row["candidate"] for row in result.history if "stability" in row]
