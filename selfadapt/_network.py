@@ -2,8 +2,9 @@
 
 import copy
 import re
+import threading
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,11 +85,9 @@ def check_network(network: object, *, finite: bool = True) -> None:
             f"the adapter's model is {'missing' if network is None else type(network).__name__}: "
             "set `self.model` to the trained network, a torch.nn.Module."
         )
-    if isinstance(network, _WRAPPERS):
-        raise ModelError(
-            f"the network is wrapped in {type(network).__name__}: give what is inside, "
-            "`model.module`, and wrap the adapted network again."
-        )
+    refuse_wrapped(
+        network, "give what is inside, `model.module`, and wrap the adapted network again"
+    )
     if any(isinstance(parameter, UninitializedParameter) for parameter in network.parameters()):
         raise ModelError("the network has lazy layers without weights: run it once before.")
     if next(network.parameters(), None) is None:
@@ -100,6 +99,12 @@ def check_network(network: object, *, finite: bool = True) -> None:
         )
     if finite and not is_finite(network):
         raise ModelError("weights or buffers of the network are NaN or infinite: load it anew.")
+
+
+def refuse_wrapped(network: nn.Module, remedy: str) -> None:
+    """Raise ModelError where the network is inside a wrapper for several devices."""
+    if isinstance(network, _WRAPPERS):
+        raise ModelError(f"the network is wrapped in {type(network).__name__}: {remedy}.")
 
 
 @torch.no_grad()
@@ -121,11 +126,15 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError(f"device {name!r} cannot be used here: {first_line(error)}") from None
 
 
+_SEEDED = threading.RLock()
+"""Layers draw from generators that all threads share: of two runs in one process, one waits."""
+
+
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Layers draw random numbers from this seed; the caller's random state is untouched."""
     on_cuda = device.type == "cuda"
-    with torch.random.fork_rng([device] if on_cuda else []):
+    with _SEEDED, torch.random.fork_rng([device] if on_cuda else []):
         torch.default_generator.manual_seed(seed)
         if on_cuda:
             with torch.cuda.device(device):
@@ -149,6 +158,24 @@ def select_parameters(model: nn.Module, trainable: str) -> list[str]:
             f"{', '.join(free[:3]) or 'all frozen'}."
         )
     return chosen
+
+
+def share_frozen(
+    initial: Mapping[str, nn.Parameter], learnt: Collection[str], *networks: nn.Module
+) -> None:
+    """Let parameters that do not adapt be those of the initial network, to hold them once."""
+    for network in networks:
+        for name, parameter in network.named_parameters():
+            if name not in learnt:
+                parameter.data = initial[name].data
+
+
+def load_weights(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a state dict, without writing into what is shared with another network."""
+    for name, parameter in network.named_parameters():
+        if not torch.equal(parameter, state[name].to(parameter.device)):
+            parameter.data = torch.empty_like(parameter.data)
+    network.load_state_dict(state)
 
 
 def frozen_parts(module: nn.Module) -> list[nn.Module]:

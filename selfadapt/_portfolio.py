@@ -14,7 +14,6 @@ from selfadapt._crops import Crops
 from selfadapt._ending import TTA, Ending, Seen, broken_by
 from selfadapt._errors import (
     CheckpointError,
-    ConfigError,
     OutputError,
     RunCancelledError,
     refuse_damage,
@@ -78,13 +77,8 @@ class Portfolio:
         self._say("stage", initial(self.run))
         if not self._look(initial(self.run)).look.finite:
             raise OutputError("the network gives NaN or infinity for held-out images.")
-        by_drift = isinstance(self.stop, EmbeddingDrift)
-        if by_drift and not self.run.moves_bottleneck(self.crops.batch(0)[:1]):
-            raise ConfigError(
-                f"{self.stop!r} would see nothing: no parameter before the bottleneck adapts "
-                f"(trainable={self.run.config.trainable!r}). Let `embedding_module` name a later "
-                "layer, or stop otherwise (FalseNegativeRate, or None for all iterations)."
-            )
+        if isinstance(self.stop, EmbeddingDrift):
+            self.run.refuse_blind(self.stop, self.crops.batch(0)[:1])
         self._say("look", initial(self.run))
 
     def go(self) -> Ending:

@@ -35,6 +35,8 @@ class Predicting(Protocol):
     @property
     def input(self) -> Input: ...
 
+    def forward(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]: ...
+
     def forward_tiled(self, model: nn.Module, image: Tensor) -> dict[str, Tensor]: ...
 
     def embedding_module(self, model: nn.Module) -> nn.Module | None: ...
@@ -171,6 +173,19 @@ def _pooled_bottlenecks(module: nn.Module | None) -> Iterator[list[Tensor]]:
         yield pooled
     finally:
         handle.remove()
+
+
+def learns_before_bottleneck(adapter: Predicting, model: nn.Module, images: Tensor) -> bool:
+    """Whether anything that adapts lies before the bottleneck: else it stays as it is."""
+    outputs: list[Any] = []
+    if (module := adapter.embedding_module(model)) is None:
+        return False
+    handle = module.register_forward_hook(lambda _, __, output: outputs.append(output))
+    try:
+        adapter.forward(model.eval(), images.clone())  # some work in place
+    finally:
+        handle.remove()
+    return any(last_map(output).requires_grad for output in outputs)
 
 
 def last_map(output: Any) -> Any:

@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,17 +19,20 @@ from selfadapt._config import Config
 from selfadapt._errors import CheckpointError, ConfigError, ModelError, first_line
 from selfadapt._judge import Judge
 from selfadapt._losses import l2_sp, masked_mean
-from selfadapt._monitors import Monitor
+from selfadapt._monitors import EmbeddingDrift, Monitor
 from selfadapt._network import (
     check_network,
     copy_network,
     fingerprint,
     frozen_parts,
+    load_weights,
     pick_device,
+    refuse_wrapped,
     seeded,
     select_parameters,
+    share_frozen,
 )
-from selfadapt._predict import last_map
+from selfadapt._predict import learns_before_bottleneck
 from selfadapt._pseudo_labels import labels_and_masks, make_thresholds
 from selfadapt._schedule import learning_rate
 from selfadapt._state import refuse_other_state
@@ -80,6 +84,7 @@ class SelfAdaptation:
         self._frozen = frozen_parts(self.student)
         self.teacher = make_teacher(self.student)
         start = dict(self.initial.named_parameters())
+        share_frozen(start, names, self.student, self.teacher)
         self._fingerprint = fingerprint(self.initial)
         self._anchors = [start[name] for name in names]
         self.iteration = 0
@@ -96,8 +101,8 @@ class SelfAdaptation:
 
         The run is still anchored to, and compared with, the initial network.
         """
-        self.student.load_state_dict(model.state_dict())
-        self.teacher.load_state_dict(model.state_dict())
+        load_weights(self.student, model.state_dict())
+        load_weights(self.teacher, model.state_dict())
 
     def parameters(self) -> list[nn.Parameter]:
         """The student's parameters that adapt, for an optimiser of your own."""
@@ -129,6 +134,7 @@ class SelfAdaptation:
             OutputError: the network's output does not fit the heads.
             ModelError: the outputs have no gradient.
         """
+        refuse_wrapped(self.student, "the run calls it by itself; wrap the loss instead")
         images = checked(images, self.adapter, self.device)
         labels, masks = self._pseudo_labels(images)
         # dropout and the like draw from a stream of their own: a resumed run repeats it, and the
@@ -190,22 +196,23 @@ class SelfAdaptation:
         self.update_teacher()
         return info
 
-    def moves_bottleneck(self, images: Tensor) -> bool:
-        """Whether anything that is learnt lies before the bottleneck: else it stays as it is.
+    def refuse_blind(self, stop: object, images: Tensor) -> None:
+        """Raise ConfigError where the drift of the bottleneck would be 0, whatever is learnt.
 
         Args:
+            stop: a criterion; of others than `EmbeddingDrift` nothing is asked.
             images: any batch that `loss` would take.
         """
-        outputs: list[Any] = []
-        if (module := self.adapter.embedding_module(self.student)) is None:
-            return False
-        handle = module.register_forward_hook(lambda _, __, output: outputs.append(output))
-        try:
-            self._forward(self.student.eval(), checked(images, self.adapter, self.device))
-        finally:
-            handle.remove()
-        learns = any(last_map(output).requires_grad for output in outputs)
-        return self.config.batch_norm == "batch" or learns
+        there = self.adapter.embedding_module(self.student) is not None
+        if not isinstance(stop, EmbeddingDrift) or (there and self.config.batch_norm == "batch"):
+            return
+        images = checked(images, self.adapter, self.device)
+        if not learns_before_bottleneck(self.adapter, self.student, images):
+            raise ConfigError(
+                f"{stop!r} would see nothing: no parameter before the bottleneck adapts "
+                f"(trainable={self.config.trainable!r}). Let `embedding_module` name a later "
+                "layer, or stop otherwise (FalseNegativeRate, or None for all iterations)."
+            )
 
     def update_teacher(self) -> None:
         """What follows an optimiser step: the iteration is counted, and the teacher moves.
@@ -244,7 +251,7 @@ class SelfAdaptation:
         Monitors such as `EmbeddingDrift()` look at what `judge` has measured.
 
         Raises:
-            ConfigError: `stop` is a monitor that `judge` does not measure.
+            ConfigError: `stop` is a monitor that `judge` does not measure, or that sees nothing.
         """
         if judge is not None and not isinstance(judge, Judge):
             raise ConfigError(f"judge is a {type(judge).__name__}: give Judge(images).")
@@ -254,8 +261,11 @@ class SelfAdaptation:
                 f"{stop!r} would never stop: give judge=Judge(images, monitors=[...]) that "
                 "measures it."
             )
-        history = []
-        looked = False
+        history, looked = [], False
+        batches = iter(batches)
+        if (begin := next(batches, None)) is not None:
+            self.refuse_blind(stop, begin)
+            batches = chain([begin], batches)
         for info in self.iterate(batches, judge):
             history.append({name: float(value) for name, value in info.items()})
             looked |= self.look_due
@@ -308,8 +318,8 @@ class SelfAdaptation:
         except Exception as error:
             raise CheckpointError(f"the saved run is damaged: {first_line(error)}") from None
         # from here on nothing can fail
-        self.student.load_state_dict(state["student"])
-        self.teacher.load_state_dict(state["teacher"])
+        load_weights(self.student, state["student"])
+        load_weights(self.teacher, state["teacher"])
         self.optimizer.load_state_dict(state["optimizer"])
         for name, threshold in thresholds.items():
             self.thresholds[name].threshold = threshold

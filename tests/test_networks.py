@@ -1,5 +1,9 @@
 """Networks of every kind that people have: they work, or a sentence says why not."""
 
+import copy
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +15,7 @@ from selfadapt import (
     ConfigError,
     EmbeddingDrift,
     ImageError,
+    Judge,
     ModelError,
     OutputError,
     SelfAdaptation,
@@ -281,6 +286,66 @@ def test_drift_of_a_bottleneck_that_nothing_moves_is_refused(adapter):
     assert adapt(adapter, IMAGES, config=moved, **blind).history[-1]["d_emb"] > 0
     other = adapt(adapter, IMAGES, config=config(trainable="^up"), stop=None, progress=False)
     assert other.history[-1]["d_emb"] == 0
+
+
+def test_a_loop_is_told_that_the_drift_sees_nothing_before_its_first_step(adapter):
+    run = SelfAdaptation(adapter, config(trainable="^up"))
+    judge = Judge(IMAGES[:2], monitors=[EmbeddingDrift()])
+    with pytest.raises(ConfigError, match=r"before the bottleneck adapts \(trainable="):
+        run.fit([torch.rand(2, 1, 32, 32)] * 3, stop=EmbeddingDrift(), judge=judge)
+    assert run.iteration == 0
+    steps = run.fit((torch.rand(2, 1, 32, 32) for _ in range(3)), judge=judge)
+    assert len(steps) == 3, "the batch that was looked at is learnt from, too"
+
+
+def test_weights_that_do_not_adapt_are_held_once_and_stay(adapter):
+    run = SelfAdaptation(adapter, config(trainable="^up", l2sp=0.0))
+    initial = dict(run.initial.named_parameters())
+    before = {name: value.clone() for name, value in initial.items()}
+    assert [name for name in initial if name.startswith("up")]
+    for network in (run.student, run.teacher):
+        for name, value in network.named_parameters():
+            shared = value.data_ptr() == initial[name].data_ptr()
+            assert shared == (not name.startswith("up")), name
+    run.fit([torch.rand(2, 1, 32, 32)] * 3)
+    moved = dict(run.teacher.named_parameters())
+    assert all(torch.equal(before[name], value) for name, value in initial.items())
+    assert all(torch.equal(moved[n], before[n]) != n.startswith("up") for n in before)
+    other = copy.deepcopy(adapter.model)
+    torch.nn.init.ones_(next(other.parameters()))
+    run.start_from(other)
+    assert torch.equal(next(run.teacher.parameters()), next(other.parameters()))
+    assert all(torch.equal(before[name], value) for name, value in initial.items())
+
+
+@pytest.mark.parametrize("place", ["step", "loss"])
+def test_a_student_in_a_wrapper_is_refused(adapter, place):
+    run = SelfAdaptation(adapter, config())
+    run.student = nn.DataParallel(run.student)
+    with pytest.raises(ModelError, match="wrapped in DataParallel: the run calls it by itself"):
+        getattr(run, place)(torch.rand(2, 1, 32, 32))
+
+
+class Lingering(nn.Dropout):
+    """Long enough for another thread to seed the generator that all of them draw from."""
+
+    def forward(self, images):
+        time.sleep(0.1)
+        return super().forward(images)
+
+
+def test_two_threads_draw_what_each_draws_alone():
+    def loss(seed):
+        adapter = SmallAdapter()
+        adapter.model.bottleneck.append(Lingering())
+        run = SelfAdaptation(adapter, config(seed=seed))
+        return [run.loss(batch)[0].item() for _ in range(3)]
+
+    batch = torch.rand(2, 1, 32, 32)
+    alone = [loss(seed) for seed in (0, 1)]
+    assert alone[0] != alone[1]
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(loss, (0, 1))) == alone
 
 
 def test_a_callers_own_autocast_holds():

@@ -335,11 +335,12 @@ def test_a_bottleneck_that_runs_twice_moves_if_one_of_the_two_does():
     adapter = SmallAdapter()
     adapter.model = TwoScales()
     adapter.embedding_module = lambda model: model.shared
-    assert SelfAdaptation(adapter, config()).moves_bottleneck(batches(1)[0])
+    SelfAdaptation(adapter, config()).refuse_blind(EmbeddingDrift(), batches(1)[0])
     adapter.embedding_module = lambda model: model.early
     adapter.model.early = nn.Identity()
     adapter.model.register_forward_pre_hook(lambda model, given: (model.early(given[0]), None)[1])
-    assert not SelfAdaptation(adapter, config()).moves_bottleneck(batches(1)[0])
+    with pytest.raises(ConfigError, match="would see nothing"):
+        SelfAdaptation(adapter, config()).refuse_blind(EmbeddingDrift(), batches(1)[0])
 
 
 def test_without_initial_instances_the_fn_rate_says_so():
