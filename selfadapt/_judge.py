@@ -60,7 +60,7 @@ class Judge:
     Args:
         images: held-out images, any source that `open_images` takes.
         monitors: what to measure beside, or instead of, the paper's two.
-        windows: at most that many are seen, and three of one image.
+        windows: at most that many are seen; of each image three, of a single one four.
         side: of a window, in pixels of the network.
         thresholds: what is asked of a network that is to take the place of the first one.
         channel_axis: see `open_images`.
@@ -164,7 +164,8 @@ class Judge:
         if adapter is self._adapter:
             return
         choosing = not self.windows
-        per_image = min(max(self._most // len(self.sources), 1), PER_IMAGE)
+        most = max(PER_IMAGE, self.thresholds.windows // len(self.sources))
+        per_image = min(max(self._most // len(self.sources), 1), most)
         pixels: list[Tensor] = []
         for index, source in enumerate(self.sources[: self._most]):
             image = source.read()

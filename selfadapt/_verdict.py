@@ -36,6 +36,8 @@ class Thresholds:
             had added on H&E nearly all were false.
         ratio: the median size of instances changes by no more than this factor.
         reference: these three hold if the first network has at least this stability itself.
+        windows: with objects in fewer windows than this nothing is kept: what helps in one or two
+            may harm elsewhere.
         fewest: fewer objects cannot be judged; where the first network is no reference, fewer in
             a window on average (a network that draws one thing in each is stable, too).
 
@@ -52,14 +54,16 @@ class Thresholds:
     added: float = 0.2
     ratio: float = 1.5
     reference: float = 0.5
+    windows: int = 4
     fewest: int = 10
 
     def __post_init__(self) -> None:
+        least = min(self.fewest, self.windows)
         shares = 0 <= self.missed <= 1 and 0 <= self.added <= 1
-        if not (0 < self.risk < 1 and shares and self.ratio >= 1 and self.fewest >= 1):
+        if not (0 < self.risk < 1 and shares and self.ratio >= 1 and least >= 1):
             raise ConfigError(
                 f"{self} is not allowed: risk lies between 0 and 1, missed and added from 0 to 1, "
-                "ratio is 1 or more, fewest 1 or more."
+                "ratio, windows and fewest are 1 or more."
             )
 
 
@@ -151,6 +155,12 @@ def veto(first: Look, look: Look, asked: Thresholds) -> str | None:
         return "it is not finite"
     if now < asked.fewest:
         return f"it finds {now} objects, too few to be judged"
+    windows = np.count_nonzero(by_window(look.count))
+    if windows < asked.windows:
+        return (
+            f"it was seen in {windows} windows with objects, and {asked.windows} are needed: give "
+            "more images, or hold back more of them (validation, validation_share)"
+        )
     if not look.stability >= asked.floor:
         return f"its stability of {look.stability:.2f} is below {asked.floor}"
     if not estimate(look).trusted:
@@ -163,7 +173,7 @@ def veto(first: Look, look: Look, asked: Thresholds) -> str | None:
             return f"{look.added:.0%} of what it finds was not found before"
         if not 1 / asked.ratio <= look.size / first.size <= asked.ratio:
             return f"its objects are {look.size / first.size:.2g} times as large"
-    elif now < asked.fewest * (windows := np.count_nonzero(by_window(look.count))):
+    elif now < asked.fewest * windows:
         return (
             f"it finds {now} objects in {windows} windows, too few where the first network finds "
             "nothing that could be compared"
