@@ -37,6 +37,10 @@ FAR = 3.0
 """Mean of the first normalising layer, in its own trained standard deviations."""
 WIDE = 10.0
 """Factor between its trained variance and the one it meets."""
+NO_MEMORY = (
+    "whether images were normalised like this in training: the network has no batch norm, which "
+    "would remember it."
+)
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,13 @@ class Diagnosis:
         heads: by name.
         prepared: least and greatest value of what goes into the network.
         findings: what speaks against the adapter, a sentence each; empty if nothing does.
+        unknown: what the network could not be asked, alike.
     """
 
     heads: Mapping[str, HeadDiagnosis]
     prepared: tuple[float, float]
     findings: Sequence[str]
+    unknown: Sequence[str] = ()
 
     def __str__(self) -> str:
         lines = ["images go in with values from {:.3g} to {:.3g}".format(*self.prepared)]
@@ -80,6 +86,7 @@ class Diagnosis:
             for what, value in head.otherwise.items():
                 line += f", {value:.2f} if {what}"
             lines.append(line)
+        lines += [f"Not known: {what}" for what in self.unknown]
         return "\n".join([*lines, *(f"Finding: {finding}" for finding in self.findings)])
 
 
@@ -129,7 +136,8 @@ def check_adapter(adapter: Adapter, images: Any, *, channel_axis: int | None = N
     for name, found in heads.items():
         findings += _findings(spec[name], name, found, views)
     low, high = min(float(crop.min()) for crop in crops), max(float(crop.max()) for crop in crops)
-    return Diagnosis(heads, (low, high), findings)
+    unknown = () if batch_norms(model) else (NO_MEMORY,)
+    return Diagnosis(heads, (low, high), findings, unknown)
 
 
 def _square(adapter: Adapter, image: Tensor) -> Tensor:

@@ -62,6 +62,9 @@ def test_what_is_true_passes():
     assert flow.low < 0 < flow.high
     assert found.prepared[0] < 0.1 < 0.9 < found.prepared[1]
     assert "flow: values from -" in str(found)
+    assert "Not known: whether images were normalised like this" in str(found)
+    remembering = nn.Sequential(Gradient(), nn.BatchNorm2d(3, affine=False))
+    assert check_adapter(Plain(remembering, flow=Vector(), p=Binary()), DISCS).unknown == ()
 
 
 def test_vectors_with_x_first_are_named():
