@@ -29,6 +29,7 @@ import torch
 import yaml
 from filelock import FileLock
 
+import selfadapt
 from selfadapt import Config
 from selfadapt._cli import COMMANDS, NOT_TRUSTED, main
 
@@ -319,20 +320,50 @@ def test_each_message_of_troubleshooting_is_provoked():
     assert len(messages()) == len(PROVOKED)
 
 
-@pytest.mark.skipif(not WORKFLOW.exists(), reason="not in a source distribution")
-def test_a_release_has_no_relative_links_in_its_readme(tmp_path):
+AT = "https://github.com/OWNER/NAME"
+
+
+@pytest.fixture
+def released(tmp_path):
+    """README and pyproject.toml as a release has them, version 1.2.3 of OWNER/NAME."""
+    if not WORKFLOW.exists():
+        pytest.skip("not in a source distribution")
     workflow = yaml.safe_load(WORKFLOW.read_text())
     [step] = [s for s in workflow["jobs"]["build"]["steps"] if "README" in s.get("name", "")]
-    shutil.copy(ROOT / "README.md", tmp_path)
+    for name in ("README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
     told = {"GITHUB_REPOSITORY": "OWNER/NAME", "GITHUB_REF_NAME": "v1.2.3"}
     subprocess.run(["bash", "-ec", step["run"]], cwd=tmp_path, env=os.environ | told, check=True)
-    links = re.findall(r"(!?)\[[^]]*\]\(([^)]*)\)", (tmp_path / "README.md").read_text())
+    return tmp_path
+
+
+def leads_to(link):
+    """What of the repository a link shows ("raw" or "blob", at the tag), which must be there."""
+    kind, path = re.fullmatch(rf"{AT}/(raw|blob)/v1\.2\.3/([^#]*).*", link).groups()
+    assert (ROOT / path).exists(), link
+    return kind
+
+
+def test_a_release_has_no_relative_links_in_its_readme(released):
+    links = re.findall(r"(!?)\[[^]]*\]\(([^)]*)\)", (released / "README.md").read_text())
     assert all(link.startswith("https://") for _, link in links)
-    at = "https://github.com/OWNER/NAME"
     for image, link in links:
-        if not link.startswith(at):
-            continue
-        kind, path = re.fullmatch(rf"{at}/(raw|blob)/v1\.2\.3/([^#]*).*", link).groups()
-        assert (kind == "raw") == bool(image)
-        assert (ROOT / path).exists()
+        assert not link.startswith(AT) or (leads_to(link) == "raw") == bool(image)
     assert sum(bool(image) for image, _ in links) == 1
+
+
+def test_a_release_says_where_its_project_lives(released):
+    before, after = (
+        tomllib.loads((folder / "pyproject.toml").read_text()) for folder in (ROOT, released)
+    )
+    urls = after["project"].pop("urls")
+    assert after == before
+    assert (urls.pop("Source"), urls.pop("Issues")) == (AT, f"{AT}/issues")
+    assert list(urls) == ["Documentation", "Changelog"]  # as the package index knows them
+    assert all(leads_to(link) == "blob" for link in urls.values())
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert citation["version"] == project["version"] == selfadapt.__version__
