@@ -109,7 +109,8 @@ class Block:
         for command in self.commands():
             subprocess.run(["bash", "-n", "-c", command], check=True)
             for name, rest in re.findall(r"selfadapt +(\w+)( [^&]*)?", command):
-                assert set(_flags(rest)) <= known_flags(name, rest), command
+                flags = {flag.replace("-", "_") for flag in _flags(rest)}
+                assert flags <= known_flags(name, rest), command
             for script, rest in re.findall(r"python (\S+\.py)(.*)", command):
                 source = (ROOT / script).read_text()
                 assert all(f'"--{flag}"' in source for flag in _flags(rest)), command
@@ -126,7 +127,7 @@ def known_flags(command: str, words: str) -> set[str]:
     told = io.StringIO()
     with redirect_stdout(told), pytest.raises(SystemExit):
         main([command, *adapter[0].split(), "--help"])
-    return set(_flags(told.getvalue()))
+    return {flag.replace("-", "_") for flag in _flags(told.getvalue())}
 
 
 def blocks(path: Path) -> list[Block]:
@@ -224,10 +225,11 @@ PROVOKED = {
     "there is no adapter": "check --adapter other --model my_unet --images my_images",
     "--adapter is missing": "check --model my_unet --images my_images",
     "… knows no --divice": f"check {MODEL} --images my_images --divice cuda",
-    "device 'cuda:99'": f"check {MODEL} --images my_images --device cuda:99",
-    "batch_size=0": f"adapt {MODEL} --images my_images --out new --batch_size 0",
+    "--device 'cuda:99'": f"check {MODEL} --images my_images --device cuda:99",
+    "--batch-size 0": f"adapt {MODEL} --images my_images --out new --batch_size 0",
     "'my_images' holds": f"adapt {MODEL} --images my_images --out my_images",
     "--tau is": f"adapt {MODEL} --images my_images --out new --tau 0.3",
+    "--trainable 'decodr' selects": f"adapt {MODEL} --images my_images --out new --trainable decodr",
     "EmbeddingDrift needs": "adapt --adapter smp --model weights.pt --heads foreground --activated "
     "true --trust_torchscript true --images my_images --out new --stop embedding --calibrate false",
     "adapter 'cellpose' needs": "check --adapter cellpose --model cyto3 --images my_images",
