@@ -26,7 +26,12 @@ from selfadapt._judge import Judge
 from selfadapt._lazy import LazyImage
 from selfadapt._masks import refuse_masks
 from selfadapt._monitors import EmbeddingDrift, Monitor
-from selfadapt._network import check_network, checksum_of, compiled_in_place
+from selfadapt._network import (
+    check_network,
+    checksum_of,
+    compiled_in_place,
+    select_parameters,
+)
 from selfadapt._portfolio import Portfolio
 from selfadapt._predict import predict
 from selfadapt._quality import Quality
@@ -158,7 +163,8 @@ def adapt(
         )
     if not isinstance(config, Config):
         raise ConfigError(f"config is a {type(config).__name__}: give Config(...).")
-    share_of_batch(config)  # refused before any work
+    share_of_batch(config)  # refused before any work, as is the next
+    select_parameters(adapter.model, config.trainable)
     if stop not in ("auto", None) and (isinstance(stop, type) or not callable(stop)):
         raise ConfigError(
             f"stop={stop!r} is not allowed: give EmbeddingDrift(), FalseNegativeRate(), a "

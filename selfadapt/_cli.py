@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _sigterm_as_interrupt(), _quiet(several and os.environ["RANK"] != "0"):
             trusted = COMMANDS[name].run(rest)
     except SelfAdaptError as error:
-        return _fail(str(error))
+        return _fail(_in_flags(COMMANDS[name], rest, str(error)))
     except OSError as error:
         return _fail(f"{error.filename or ''}: {error.strerror or error}".lstrip(": "))
     except KeyboardInterrupt:
@@ -153,6 +153,14 @@ def _underscored(word: str) -> str:
     """A flag by its name in Python: `--batch-size=8` is `--batch_size=8`."""
     flag, equals, value = word.partition("=")
     return f"--{flag[2:].replace('-', '_')}{equals}{value}" if flag[:2] == "--" else word
+
+
+def _in_flags(command: Command, words: Sequence[str], message: str) -> str:
+    """A message in the flags of a command, if the words name its adapter."""
+    try:
+        return command.parser(words).in_flags(message)
+    except SelfAdaptError:
+        return message
 
 
 def _fail(message: str, code: int = 2) -> int:

@@ -2,12 +2,11 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import shtab
 
-from selfadapt._labels import FORMATS
-from selfadapt._wording import Parser, flag_of, type_of
+from selfadapt._wording import Parser, flag_of, type_of, words_of
 
 SHELLS = tuple(shtab.SUPPORTED_SHELLS)
 PATHS = ("model", "images", "masks", "validation", "out", "config", "json", "table", "run")
@@ -25,7 +24,7 @@ def completion(shell: str, parsers: Mapping[str, Sequence[Parser]], adapters: Se
     whole = argparse.ArgumentParser("selfadapt")
     whole.add_argument("--version", action="store_true")
     commands = whole.add_subparsers()
-    listed = {"adapter": list(adapters), "format": list(FORMATS)}
+    listed = {"adapter": list(adapters)}
     for name, several in parsers.items():
         about = several[-1].description
         plain = commands.add_parser(name, help=about, description=about, add_help=False)
@@ -33,7 +32,7 @@ def completion(shell: str, parsers: Mapping[str, Sequence[Parser]], adapters: Se
         for action in (each for parser in several for each in parser.shown):
             actions.setdefault(action.dest, []).append(action)
         for dest, same in actions.items():
-            found = [word for each in same for word in each.choices or _words(type_of(each))]
+            found = [word for each in same for word in each.choices or words_of(type_of(each))]
             _add(plain, same[0], listed.get(dest) or list(dict.fromkeys(found)))
     return str(shtab.complete(whole, shell))
 
@@ -48,12 +47,3 @@ def _add(parser: argparse.ArgumentParser, action: argparse.Action, words: Sequen
         added = parser.add_argument(*names, choices=words or None, help=action.help)
     if action.dest in PATHS:
         added.complete = shtab.FILE
-
-
-def _words(kind: Any) -> list[str]:
-    """The words among what an argument of a type takes: "auto", "none", "true", ..."""
-    if kind is bool:
-        return ["true", "false"]
-    if get_origin(kind) is Literal:
-        return [str(value) for value in get_args(kind)]
-    return [word for each in get_args(kind) for word in _words(each)]

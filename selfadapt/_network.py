@@ -120,10 +120,18 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=name).item()  # "meta" has no values
-        return torch.device(name)
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(
+            f"device={name!r} is not allowed: it must be auto or a device of torch, such as cpu, "
+            "cuda or cuda:1."
+        ) from None
+    try:
+        torch.zeros(1, device=device).item()  # "meta" has no values
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} cannot be used here: {first_line(error)}") from None
+        reason = first_line(error).partition(". ")[0].removesuffix(".")
+        raise ConfigError(f"device={name!r} cannot be used here: {reason}.") from None
+    return device
 
 
 _SEEDED = threading.RLock()

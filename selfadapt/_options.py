@@ -21,7 +21,7 @@ from selfadapt._network import checksum_of, pick_device
 from selfadapt._registry import load_adapter
 from selfadapt._rundir import INPUT, ORIGIN, RunDirectory
 from selfadapt._settings_file import read_settings
-from selfadapt._wording import Parser, without_value
+from selfadapt._wording import Help, Parser, without_value
 
 
 def option_names(kind: type[Adapter]) -> list[str]:
@@ -43,7 +43,9 @@ def _opening(kind: type[Adapter]) -> Signature:
 
 def make_parser(command: str, doc: str | None, **positional: str) -> Parser:
     """The parser of a command, with arguments that have no flag."""
-    parser = Parser(prog=f"selfadapt {command}", description=doc, exit_on_error=False)
+    parser = Parser(
+        prog=f"selfadapt {command}", description=doc, exit_on_error=False, formatter_class=Help
+    )
     for name, text in positional.items():
         parser.add_argument(name, type=str, help=text)
     return parser

@@ -7,7 +7,9 @@ import base64
 import hashlib
 import html
 import math
+import re
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -53,6 +55,10 @@ _OUTCOMES = {
     ),
 }
 """Of each outcome: its kind for the style sheet, what it means, and what to do."""
+_NAMED = 5
+"""So many images are named."""
+_MARK = re.compile(r" \w+ \([\d, ]+\) [0-9a-f]{8}$")
+"""What `checksum` has added to a name."""
 _TABLE = {
     "stability": "stability",
     "agreement": "agreement",
@@ -261,12 +267,16 @@ def _figure(value: float | None) -> str:
 
 
 def _about(directory: RunDirectory) -> str:
-    """Rows of a table: folder, network, images, versions."""
+    """Rows of a table: when, folder, network, images, versions."""
     data = directory.read_json("data.json")
+    # of the file, not in it: a run that is repeated writes the same bytes
+    ended = datetime.fromtimestamp((directory.path / "result.json").stat().st_mtime, UTC)
     rows = {
+        "finished": f"{ended:%Y-%m-%d %H:%M} UTC",
         "folder": str(directory.path),
         "model": str(directory.model),
-        "images": f"{len(data['images'])}, and {len(data['held_out'])} held out",
+        "images": _named(data["images"]),
+        "held out": _named(data["held_out"]),
         "checksum of the network": data["model"],
         "versions": ", ".join(f"{k} {v}" for k, v in data["versions"].items()),
     }
@@ -274,3 +284,10 @@ def _about(directory: RunDirectory) -> str:
         f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>'
         for name, value in rows.items()
     )
+
+
+def _named(fingerprints: Sequence[str]) -> str:
+    """How many images, and the names of the first."""
+    names = [_MARK.sub("", each) for each in fingerprints[:_NAMED]]
+    more = len(fingerprints) - len(names)
+    return f"{len(fingerprints)}: {', '.join(names)}" + f" and {more} more" * bool(more)

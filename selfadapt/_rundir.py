@@ -198,8 +198,14 @@ class RunDirectory:
         return data
 
     def write_json(self, name: str, data: Mapping[str, Any]) -> None:
-        """Write a JSON file of the run."""
-        ranks.first(lambda: self._write(name, _packed(data)))
+        """Write a JSON file of the run; one that holds this already keeps its date."""
+        packed, path = _packed(data), self.path / name
+
+        def write() -> None:
+            if not path.is_file() or path.read_bytes() != packed:
+                self._write(name, packed)
+
+        ranks.first(write)
 
     def read_history(self) -> list[Row]:
         """All rows so far; figures that a row does not have are left out."""

@@ -28,8 +28,8 @@ from selfadapt._wording import Parser
 def segment_parser(words: Sequence[str]) -> Parser:
     parser = model_parser("segment", segment_command.__doc__, words)
     parser.add_argument("--out", type=str, required=True, help="folder to write to")
-    formats = f"of the files in --out: {', '.join(FORMATS)}"
-    parser.add_argument("--format", type=str, default="tiff", help=formats)
+    formats, about = tuple(FORMATS), "of the files in --out"
+    parser.add_argument("--format", choices=formats, default="tiff", help=about)
     parser.add_argument("--resume", action="store_true", help="go on where --out was left")
     parser.add_argument("--dask", type=str | None, help="scheduler whose workers do large images")
     return parser

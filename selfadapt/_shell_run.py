@@ -53,6 +53,8 @@ def adapt_command(words: Sequence[str]) -> bool:
     parser = adapt_parser(words)
     options = parser.parse_args(words)
     refuse_empty(options.out)
+    config = Config(**{field.name: options[field.name] for field in fields(Config)})
+    stop = _criterion(options.stop, options.tau)
     adapter, origin = open_model(parser.kind, options)
     repeat = options.clone()
     repeat.pop("resume")  # the file starts a run of its own
@@ -63,8 +65,8 @@ def adapt_command(words: Sequence[str]) -> bool:
         adapter,
         options.images,
         validation=options.validation,
-        config=Config(**{field.name: options[field.name] for field in fields(Config)}),
-        stop=_criterion(options.stop, options.tau),
+        config=config,
+        stop=stop,
         output_dir=directory,
         resume=options.resume,
         channel_axis=options.channel_axis,
@@ -90,7 +92,10 @@ def _criterion(stop: str, tau: float | None) -> Monitor | Literal["auto"] | None
         "fn": FalseNegativeRate,
     }
     if stop in kinds:
-        return kinds[stop]() if tau is None else kinds[stop](tau)
+        try:
+            return kinds[stop]() if tau is None else kinds[stop](tau)
+        except ConfigError as error:  # --threshold is an adapter's
+            raise ConfigError(str(error).replace("threshold=", "tau=")) from None
     if tau is not None:
         raise ConfigError("--tau is the threshold of --stop embedding or fn: name one of them.")
     return "auto" if stop == "auto" else None

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -13,10 +13,43 @@ from selfadapt._adapter import Adapter
 from selfadapt._config import Config
 from selfadapt._errors import ConfigError
 
-KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
-EXPECTED = re.compile(r"Expected an? (?:<class '(\w+)'>|(?:typing\.)?Literal\[([^]]*)\])")
+KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    Sequence: "a list such as [2, 3]",
+    dict: "names and values such as {name: 1}",
+}
+"""Types of arguments, in words."""
 CHOICE = re.compile(r"invalid choice: (.*) \(choose from (.*)\)")
 VALUE = re.compile(r'Parser key "([\w.]+)":(.*)(?:Given|Got) value: (.*)', re.DOTALL)
+SETTING = re.compile(
+    r"""(?:(?<=[\s(])|^)(\w+)="""
+    r"""('[^']*'|"[^"]*"|\([^)]*\)|\[[^]]*]|True|False|None|-?(?:inf|nan|\d[\d.e+-]*\d|\d))"""
+    r"""(?=[.,;:)]*(?:\s|$))(\sis\snot\sallowed)?"""
+)
+"""`name=value` in a message for those who write Python; not in the name of a file."""
+FLAG = re.compile(r"--(\w+)")
+NAME = re.compile(r"\b[a-z0-9]+(?:_[a-z0-9]+)+\b")
+"""Of a setting, where it cannot be an English word."""
+QUOTES = "'\""
+PYTHON = re.compile(r"\b(True|False|None)\b")
+
+
+class Help(argparse.HelpFormatter):
+    """Types in words, and defaults as they are typed."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        words = ["required"] if action.required and action.option_strings else []
+        if not str(action.metavar).startswith("{"):  # which says the choices
+            words += [word for word in kinds_of(type_of(action)) if word != KINDS[str]]
+        told = [" or ".join(words)] if words else []
+        plain = (None, argparse.SUPPRESS)
+        if action.option_strings and action.nargs != 0 and action.default not in plain:
+            told.append(f"default: {typed(action.default)}")
+        about = str(action.help or "").removesuffix(".")
+        return (f"{about} ({', '.join(told)})" if told else about).replace("%", "%%")
 
 
 class Parser(ArgumentParser):
@@ -27,6 +60,13 @@ class Parser(ArgumentParser):
     """
 
     kind: type[Adapter]
+
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
+        """As of the base class, with flags as they are typed."""
+        for action in self.shown:
+            if isinstance(action.metavar, str):
+                action.metavar = action.metavar.replace(",null}", "}")
+        return FLAG.sub(lambda found: flag_of(found[1]), super().format_help(formatter))
 
     def parse_args(self, words: Sequence[str]) -> Namespace:  # type: ignore[override]
         """As of the base class.
@@ -44,6 +84,42 @@ class Parser(ArgumentParser):
         """Whether it has an argument of that name."""
         return any(action.dest == name for action in self._actions)
 
+    def in_flags(self, message: str) -> str:
+        """What is wrong with a setting, `name=value` in Python, in the flags of this command.
+
+        A message that names the flag itself stays as it is.
+        """
+
+        def said(found: re.Match[str]) -> str:
+            name, value, refused = found.groups()
+            if not self._has_flag(name) or re.search(rf"--{name}\b|{flag_of(name)}\b", message):
+                return found[0]
+            return f"{flag_of(name)} {PYTHON.sub(typed_word, value)}{refused or ''}"
+
+        told = SETTING.sub(said, message)
+        found = SETTING.match(message)
+        if told == message or found is None or not found[3]:
+            return told
+        rule = PYTHON.sub(typed_word, NAME.sub(self._flagged, told)).removesuffix(".")
+        example = "" if "such as" in rule else self._example(found[1])
+        if example.endswith(f" {typed(found[2]).strip(QUOTES)}"):  # the default of an old run
+            example = ""
+        return f"{rule}{example} (see: {self.prog} --help)"
+
+    def _has_flag(self, name: str) -> bool:
+        return any(action.dest == name and action.option_strings for action in self._actions)
+
+    def _flagged(self, found: re.Match[str]) -> str:
+        return flag_of(found[0]) if self._has_flag(found[0]) else found[0]
+
+    def _example(self, name: str) -> str:
+        """How a flag is typed, with its default or else a word that it takes."""
+        default = self.get_default(name)
+        if default is None:
+            action = next(action for action in self._actions if action.dest == name)
+            default = next(iter(words_of(type_of(action))), None)
+        return "" if default is None else f", such as {flag_of(name)} {typed(default)}"
+
     @property
     def shown(self) -> list[argparse.Action]:
         """The arguments that --help lists."""
@@ -58,23 +134,21 @@ class Parser(ArgumentParser):
         if before == "unrecognized arguments":
             return self._unknown(rest.split())
         if found := CHOICE.match(rest):
-            return f"{found[1]} is not allowed: it is one of {found[2].replace(chr(39), '')}"
+            flag = before.removeprefix("argument ") if before.startswith("argument --") else ""
+            takes = f"it is one of {found[2].replace(chr(39), '')}"
+            example = self._example(flag.removeprefix("--")) if flag else ""
+            return f"{flag} {found[1]} is not allowed: {takes}{example}".lstrip()
         if rest == "expected one argument":
             return without_value(message)
         return message
 
     def _wrong_value(self, name: str, reasons: str, value: str) -> str:
-        kinds = [
-            KINDS.get(kind, "") if kind else literals.replace("'", "")
-            for kind, literals in EXPECTED.findall(reasons)
-            if kind != "NoneType"
-        ]
-        if not kinds or not all(kinds):
+        action = next((each for each in self._actions if each.dest == name), None)
+        kinds = kinds_of(type_of(action)) if action else []
+        if not kinds:
             return f"{flag_of(name)} {value.strip()!r} is not allowed:{reasons.rstrip()}"
-        default = self.get_default(name)
-        example = "" if default is None else f", such as {flag_of(name)} {str(default).lower()}"
-        takes = " or ".join(kinds)
-        return f"{flag_of(name)} {value.strip()!r} is not allowed: it takes {takes}{example}"
+        takes = f"it takes {' or '.join(kinds)}{self._example(name)}"
+        return f"{flag_of(name)} {value.strip()!r} is not allowed: {takes}"
 
     def _missing(self, name: str) -> str:
         action = next((a for a in self._actions if a.dest == name), None)
@@ -104,6 +178,39 @@ def without_value(message: str) -> str:
 def type_of(action: argparse.Action) -> Any:
     """The type that an argument was declared with; None if it has none."""
     return getattr(action, "_typehint", None)
+
+
+def words_of(kind: Any) -> list[str]:
+    """The words among what an argument of a type takes: "auto", "none", "true", ..."""
+    if kind is bool:
+        return ["true", "false"]
+    if get_origin(kind) is Literal:
+        return [str(value) for value in get_args(kind)]
+    return [word for each in get_args(kind) for word in words_of(each)]
+
+
+def kinds_of(kind: Any) -> list[str]:
+    """What an argument of a type takes, in words; empty for a type that nobody has foreseen."""
+    if get_origin(kind) is Literal:
+        return [", ".join(words_of(kind))]
+    plain = get_origin(kind) or kind
+    if plain in KINDS:
+        return [KINDS[plain]]
+    return [word for each in get_args(kind) for word in kinds_of(each)]
+
+
+def typed(value: object) -> str:
+    """A value as it is typed.
+
+    >>> typed(True), typed(None), typed(0.5)
+    ('true', 'null', '0.5')
+    """
+    return PYTHON.sub(typed_word, str(value))
+
+
+def typed_word(found: re.Match[str]) -> str:
+    """As it is typed: `true` for Python's True."""
+    return "null" if found[0] == "None" else found[0].lower()
 
 
 def flag_of(name: str) -> str:

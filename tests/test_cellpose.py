@@ -266,7 +266,8 @@ def dense(model):
     return {name: t.to_dense() if t.is_mkldnn else t.clone() for name, t in state.items()}
 
 
-def test_one_line_adapts_a_cellpose_model_and_leaves_it_alone(trained, capsys):
+def test_one_line_adapts_a_cellpose_model_and_leaves_it_alone(trained, capsys, caplog):
+    caplog.set_level("INFO", "selfadapt_cellpose")
     model = CellposeModel(gpu=False, pretrained_model=str(trained), **BFLOAT16)
     images = [discs(k, (80, 91))[0] for k in range(3)]
     model.eval(images[0], diameter=11)  # Cellpose 3 leaves MKL-DNN tensors in the network
@@ -276,7 +277,10 @@ def test_one_line_adapts_a_cellpose_model_and_leaves_it_alone(trained, capsys):
         model, images, diameter=11, stop=None, calibrate=False,
         config=config(iterations=2, views=2, learning_rate=1e-5),  # no instance is to be lost
     )  # fmt: skip
-    assert "all 2 iterations" in capsys.readouterr().err
+    [ended] = [each for each in caplog.records if each.msg.startswith("Result: ")]
+    assert "all 2 iterations" in ended.getMessage()
+    assert ended.name == "selfadapt_cellpose._adapt"
+    assert ended.levelname == ("WARNING" if "not to be trusted" in ended.getMessage() else "INFO")
     assert isinstance(adapted, CellposeModel)
     assert adapted.eval(images[0], diameter=11)[0].shape == (80, 91)
     assert dict(vars(model)) | {"net": None} == flags
@@ -290,6 +294,18 @@ def test_one_line_adapts_a_cellpose_model_and_leaves_it_alone(trained, capsys):
         np.testing.assert_array_equal(
             adapted.eval(images[0])[0], adapted.eval(images[0], diameter=11)[0]
         )
+
+
+def test_one_line_prints_nothing_and_warns_of_what_eval_must_be_told(trained, capsys, caplog):
+    selfadapt_cellpose.adapt(
+        CellposeModel(gpu=False, pretrained_model=str(trained), **BFLOAT16),
+        [discs(k, (80, 91))[0] for k in range(2)], diameter=OWN_SCALE, invert=True,
+        config=config(iterations=1, views=1, validate_every=1, validation_images=1),
+        stop=None, calibrate=False, progress=False,
+    )  # fmt: skip
+    [warned] = [each for each in caplog.messages if each.startswith("Use it with")]
+    assert warned.endswith("model.eval(image, invert=True)")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_how_to_use_it_says_what_eval_must_be_told(trained, tmp_path):

@@ -218,7 +218,11 @@ def test_help_shows_the_adapters_options_and_the_settings(capsys):
         main(["adapt", "--adapter", "smp", "--help"])
     shown = capsys.readouterr().out
     assert "--heads" in shown
-    assert "--learning_rate" in shown
+    words = " ".join(shown.split())
+    assert "LEARNING_RATE peak learning rate of AdamW (a number, default: 0.0002)" in words
+    assert "as found in them (a number or auto)" in words
+    assert "--mask {true,false}" in shown
+    assert not re.search(r"--\w*_|null|type:|str \||True|Literal", shown)
 
 
 def test_the_demo_prints_scores_and_writes_its_report(tmp_path, capsys):
@@ -294,7 +298,8 @@ MISTAKES = [
                    "--stop", "fn"],
         "cannot decode instances",
     ),
-    ("setting", lambda p: [*DEMO, "--images", bad(p, "d", a_tif=NOISE), "--views", "0"], "views=0"),
+    ("setting", lambda p: [*DEMO, "--images", bad(p, "d", a_tif=NOISE), "--views", "0"],
+     "--views 0 is not allowed: it must be between 1 and 8, such as --views 4"),
     ("type", lambda p: [*DEMO, "--images", bad(p, "d", a_tif=NOISE), "--views", "x"], "views"),
     ("option", lambda p: [*DEMO, "--images", bad(p, "d", a_tif=NOISE), "--nonse", "1"], "nonse"),
     ("adapter", lambda p: ["--adapter", "none", "--model", "m", "--images", "i"], "installed are"),
@@ -435,7 +440,7 @@ def test_runs_of_before_are_refused_in_a_sentence(run, folder, tmp_path, capsys)
     (old / "adapter.json").write_text(json.dumps(origin))
     out = str(tmp_path / "labels")
     assert main(["segment", "--model", str(old), "--images", words[1], "--out", out]) == 2
-    assert "gray=True, invert=True" in capsys.readouterr().err
+    assert "--gray true, --invert true" in capsys.readouterr().err
 
 
 def test_check_prints_an_estimate_and_a_verdict(folder, tmp_path, capsys):
@@ -615,7 +620,7 @@ def test_the_version_is_that_of_the_package_and_signals_are_as_before(capsys, mo
 def test_flags_may_have_hyphens(flag, tmp_path, capsys):
     words = ["--adapter", "smp", "--model", "demo", "--out", str(tmp_path / "a-b--c")]
     assert main(["segment", *words, "--images", str(tmp_path), flag]) == 2
-    assert "channel_axis=9 is no axis" in capsys.readouterr().err
+    assert "--channel-axis 9 is no axis" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -625,7 +630,15 @@ def test_flags_may_have_hyphens(flag, tmp_path, capsys):
         ("--learning-rate fast", "--learning-rate 'fast' is not allowed: it takes a number,"),
         ("--mask=maybe", "--mask 'maybe' is not allowed: it takes true or false, such as --mask t"),
         ("--normalize percntile", "--normalize 'percntile' is not allowed: it takes percentile, s"),
-        ("--scale big", "--scale 'big' is not allowed: it takes a number or auto (see:"),
+        (
+            "--scale big",
+            "--scale 'big' is not allowed: it takes a number or auto, such as --scale auto",
+        ),
+        ("--gray old", "--gray 'old' is not allowed: it takes true or false, such as --gray true"),
+        (
+            "--device foo",
+            "--device 'foo' is not allowed: it must be auto or a device of torch, such",
+        ),
         ("--lerning-rate 3", "knows no --lerning-rate: did you mean --learning-rate? (see:"),
         ("--foo 3", "knows no --foo (see:"),
         ("more", "'more' is one word too many (see:"),
@@ -645,6 +658,83 @@ def test_what_is_wrong_with_a_flag_is_said_without_the_parsers_jargon(
     assert told in line
     assert "adapt --help" in line or "takes a value" in told
     assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            "--batch-size 0",
+            "--batch-size 0 is not allowed: it must be above 0, such as --batch-size 4",
+        ),
+        ("--seed=-1", "--seed -1 is not allowed: it must be 0 or more, such as --seed 0"),
+        ("--warmup 2", "--warmup 2.0 is not allowed: it must be between 0 and 1, such as --warmup"),
+        ("--candidates foo", "--candidates 'foo' is not allowed: it must be \"auto\", or some of"),
+        (
+            "--accumulate 9",
+            "is not allowed: it must be at most --batch-size, such as --accumulate 1",
+        ),
+        (
+            "--gradient-clip -1",
+            "--gradient-clip -1.0 is not allowed: it must be above 0, or null (s",
+        ),
+        ("--stop fn --tau 0", "--tau 0.0 is not allowed: it must be above 0"),
+        ("--trainable xyz", "--trainable 'xyz' selects no parameter of the network; its first are"),
+        ("--trainable [", "--trainable '[' is no regular expression"),
+        (
+            "--scale 0",
+            "--scale 0.0 is not allowed: it must lie between 0.01 and 100, such as --scale",
+        ),
+        ("--threshold 2", "--threshold 2.0 is not allowed: it must be from 0 to 1"),
+        ("--channel-axis 9", "--channel-axis 9 is no axis"),
+        ("--device meta", "--device 'meta' cannot be used here: Tensor.item() cannot"),
+    ],
+)
+def test_what_is_out_of_range_is_said_with_its_flag_and_before_any_work(
+    words, told, folder, capsys, tmp_path
+):
+    out = tmp_path / "out"
+    base = ["adapt", *DEMO, "--images", str(folder / "images"), "--out", str(out)]
+    assert main([*base, *words.split()]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("selfadapt: --")
+    assert told in line
+    assert line.count("\n") == 1  # and no progress bar
+    assert "\r" not in line
+    assert not out.exists()
+
+
+def test_what_other_commands_refuse_is_said_with_its_flag(folder, capsys, tmp_path):
+    base = [*DEMO, "--images", str(folder / "images")]
+    for command, words, told in (
+        ("check", ["--windows", "0"], "--windows 0 is not allowed: it must be 1 or more, such as"),
+        ("segment", ["--out", str(tmp_path / "o"), "--format", "png"],
+         "--format 'png' is not allowed: it is one of tiff, ome-zarr, geojson, roi, such as --f"),
+    ):  # fmt: skip
+        assert main([command, *base, *words]) == 2
+        assert told in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_python_in_a_message_becomes_flags_where_the_command_has_them():
+    parser = COMMANDS["adapt"].parser(DEMO)
+    assert parser.in_flags("a.tif: say channel_axis=-1.") == "a.tif: say --channel-axis -1."
+    for text in (
+        "holds another run: resume it (resume=True, --resume).",  # said already
+        "the teacher's iou=2 is not allowed: it must be above 0.",  # no flag
+        "outputs=(1, 2) has n_rays = 3.",
+        "'model=demo' is not there",
+        "seed=1.tif is not an image",
+        "/data/seed=1 is empty",
+        "seed = 1, not 2",
+    ):
+        assert parser.in_flags(text) == text
+    assert parser.in_flags("images='it=1' is one.") == "--images 'it=1' is one."
+    told = parser.in_flags("gray=None is not allowed: it must be True or False.")
+    assert told == (
+        "--gray null is not allowed: it must be true or false, such as --gray true "
+        "(see: selfadapt adapt --help)"
+    )
 
 
 def test_what_is_missing_is_said_with_what_it_is(capsys):

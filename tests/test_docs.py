@@ -29,6 +29,7 @@ import torch
 import yaml
 from filelock import FileLock
 
+import selfadapt
 from selfadapt import Config
 from selfadapt._cli import COMMANDS, NOT_TRUSTED, main
 
@@ -108,7 +109,8 @@ class Block:
         for command in self.commands():
             subprocess.run(["bash", "-n", "-c", command], check=True)
             for name, rest in re.findall(r"selfadapt +(\w+)( [^&]*)?", command):
-                assert set(_flags(rest)) <= known_flags(name, rest), command
+                flags = {flag.replace("-", "_") for flag in _flags(rest)}
+                assert flags <= known_flags(name, rest), command
             for script, rest in re.findall(r"python (\S+\.py)(.*)", command):
                 source = (ROOT / script).read_text()
                 assert all(f'"--{flag}"' in source for flag in _flags(rest)), command
@@ -125,7 +127,7 @@ def known_flags(command: str, words: str) -> set[str]:
     told = io.StringIO()
     with redirect_stdout(told), pytest.raises(SystemExit):
         main([command, *adapter[0].split(), "--help"])
-    return set(_flags(told.getvalue()))
+    return {flag.replace("-", "_") for flag in _flags(told.getvalue())}
 
 
 def blocks(path: Path) -> list[Block]:
@@ -223,10 +225,11 @@ PROVOKED = {
     "there is no adapter": "check --adapter other --model my_unet --images my_images",
     "--adapter is missing": "check --model my_unet --images my_images",
     "… knows no --divice": f"check {MODEL} --images my_images --divice cuda",
-    "device 'cuda:99'": f"check {MODEL} --images my_images --device cuda:99",
-    "batch_size=0": f"adapt {MODEL} --images my_images --out new --batch_size 0",
+    "--device 'cuda:99'": f"check {MODEL} --images my_images --device cuda:99",
+    "--batch-size 0": f"adapt {MODEL} --images my_images --out new --batch_size 0",
     "'my_images' holds": f"adapt {MODEL} --images my_images --out my_images",
     "--tau is": f"adapt {MODEL} --images my_images --out new --tau 0.3",
+    "--trainable 'decodr' selects": f"adapt {MODEL} --images my_images --out new --trainable decodr",
     "EmbeddingDrift needs": "adapt --adapter smp --model weights.pt --heads foreground --activated "
     "true --trust_torchscript true --images my_images --out new --stop embedding --calibrate false",
     "adapter 'cellpose' needs": "check --adapter cellpose --model cyto3 --images my_images",
@@ -319,20 +322,50 @@ def test_each_message_of_troubleshooting_is_provoked():
     assert len(messages()) == len(PROVOKED)
 
 
-@pytest.mark.skipif(not WORKFLOW.exists(), reason="not in a source distribution")
-def test_a_release_has_no_relative_links_in_its_readme(tmp_path):
+AT = "https://github.com/OWNER/NAME"
+
+
+@pytest.fixture
+def released(tmp_path):
+    """README and pyproject.toml as a release has them, version 1.2.3 of OWNER/NAME."""
+    if not WORKFLOW.exists():
+        pytest.skip("not in a source distribution")
     workflow = yaml.safe_load(WORKFLOW.read_text())
     [step] = [s for s in workflow["jobs"]["build"]["steps"] if "README" in s.get("name", "")]
-    shutil.copy(ROOT / "README.md", tmp_path)
+    for name in ("README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
     told = {"GITHUB_REPOSITORY": "OWNER/NAME", "GITHUB_REF_NAME": "v1.2.3"}
     subprocess.run(["bash", "-ec", step["run"]], cwd=tmp_path, env=os.environ | told, check=True)
-    links = re.findall(r"(!?)\[[^]]*\]\(([^)]*)\)", (tmp_path / "README.md").read_text())
+    return tmp_path
+
+
+def leads_to(link):
+    """What of the repository a link shows ("raw" or "blob", at the tag), which must be there."""
+    kind, path = re.fullmatch(rf"{AT}/(raw|blob)/v1\.2\.3/([^#]*).*", link).groups()
+    assert (ROOT / path).exists(), link
+    return kind
+
+
+def test_a_release_has_no_relative_links_in_its_readme(released):
+    links = re.findall(r"(!?)\[[^]]*\]\(([^)]*)\)", (released / "README.md").read_text())
     assert all(link.startswith("https://") for _, link in links)
-    at = "https://github.com/OWNER/NAME"
     for image, link in links:
-        if not link.startswith(at):
-            continue
-        kind, path = re.fullmatch(rf"{at}/(raw|blob)/v1\.2\.3/([^#]*).*", link).groups()
-        assert (kind == "raw") == bool(image)
-        assert (ROOT / path).exists()
+        assert not link.startswith(AT) or (leads_to(link) == "raw") == bool(image)
     assert sum(bool(image) for image, _ in links) == 1
+
+
+def test_a_release_says_where_its_project_lives(released):
+    before, after = (
+        tomllib.loads((folder / "pyproject.toml").read_text()) for folder in (ROOT, released)
+    )
+    urls = after["project"].pop("urls")
+    assert after == before
+    assert (urls.pop("Source"), urls.pop("Issues")) == (AT, f"{AT}/issues")
+    assert list(urls) == ["Documentation", "Changelog"]  # as the package index knows them
+    assert all(leads_to(link) == "blob" for link in urls.values())
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert citation["version"] == project["version"] == selfadapt.__version__

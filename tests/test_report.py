@@ -2,6 +2,7 @@
 
 import html
 import json
+import os
 import re
 import shutil
 
@@ -135,6 +136,48 @@ def test_a_criterion_of_ones_own_is_named_and_calibration_told(adapter, tmp_path
     compile(again, "again", "exec")
     assert re.search(r"stop=stop,  # your own: .*tired,\n", again)
     assert "calibrate=False" in again
+
+
+def about(folder):
+    """The table of what the run was."""
+    [table] = re.findall('<table class="about">(.*?)</table>', write_report(folder).read_text())
+    rows = re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td>', table)
+    return {name: html.unescape(value) for name, value in rows}
+
+
+def test_it_says_when_and_of_which_images(adapter, improved, tmp_path):
+    shutil.copytree(improved.directory.path, tmp_path / "many")
+    os.utime(tmp_path / "many" / "result.json", (1e9, 1e9))
+    told = about(tmp_path / "many")
+    assert told["finished"] == "2001-09-09 01:46 UTC"
+    seen = improved.directory.read_json("data.json")
+    names = {
+        key: [each.split(" float32")[0] for each in seen[key]] for key in ("images", "held_out")
+    }
+    assert names["images"][0].startswith("image ")
+    assert told["images"] == f"5: {', '.join(names['images'])}"
+    assert told["held out"] == f"7: {', '.join(names['held_out'][:5])} and 2 more"
+    (tmp_path / "my (1) images").mkdir()
+    for k, image in enumerate(IMAGES):
+        tifffile.imwrite(tmp_path / "my (1) images" / f"cell {k} (64, 80) uint8.tif", image)
+    adapt(
+        adapter, tmp_path / "my (1) images", config=config(iterations=1), stop=None,
+        output_dir=tmp_path / "few", progress=False,
+    )  # fmt: skip
+    told = about(tmp_path / "few")
+    name = r"cell \d \(64, 80\) uint8\.tif"  # as if it had a checksum
+    assert re.fullmatch(f"4: {name}, {name}, {name}, {name}", told["images"])
+    assert re.fullmatch(f"2: {name}, {name}", told["held out"])
+
+
+def test_a_finished_run_that_is_opened_again_keeps_its_date(adapter, tmp_path):
+    run_adapt(adapter, tmp_path)
+    os.utime(tmp_path / "result.json", (1e9, 1e9))
+    run_adapt(adapter, tmp_path, resume=True)
+    assert about(tmp_path)["finished"] == "2001-09-09 01:46 UTC"
+    (tmp_path / "result.json").write_text("{}")
+    run_adapt(adapter, tmp_path, resume=True)
+    assert json.loads((tmp_path / "result.json").read_text())["outcome"]
 
 
 def test_what_speaks_against_each_candidate_is_in_the_table(improved):

@@ -130,12 +130,12 @@ def test_the_last_activation_of_stardists_u_net_is_its_own():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 def test_a_device_that_is_not_there_is_named():
-    with pytest.raises(ConfigError, match="device 'cuda' cannot be used here"):
+    with pytest.raises(ConfigError, match="device='cuda' cannot be used here"):
         pick_device("cuda")
 
 
 def test_a_device_without_values_is_none():
-    with pytest.raises(ConfigError, match="device 'meta' cannot be used here"):
+    with pytest.raises(ConfigError, match="device='meta' cannot be used here"):
         pick_device("meta")
 
 

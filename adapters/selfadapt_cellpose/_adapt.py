@@ -1,6 +1,6 @@
 """One line for a script that has a `CellposeModel` already."""
 
-import sys
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +11,8 @@ from cellpose.models import CellposeModel
 import selfadapt
 from selfadapt import Config, Event
 from selfadapt_cellpose._adapter import CellposeAdapter
+
+logger = logging.getLogger(__name__)
 
 
 def adapt(
@@ -35,7 +37,8 @@ def adapt(
         model = selfadapt_cellpose.adapt(model, images, diameter=22)
         masks, flows, styles = model.eval(images, diameter=22)
 
-    The given model stays as it is. How the run ended is printed; `CellposeAdapter` with
+    The given model stays as it is. How the run ended is logged (level INFO; WARNING where the
+    network is not to be trusted, and for what `eval` must be told); `CellposeAdapter` with
     `selfadapt.adapt` gives the run itself, with its snapshots, and `save`.
 
     Args:
@@ -50,7 +53,7 @@ def adapt(
         calibrate: whether diameter and polarity are first found in the images, where not said.
         output_dir: keeps the run.
         resume: go on with the run in `output_dir`.
-        progress: whether a progress bar and the result are printed.
+        progress: whether a progress bar is shown.
         callback: is told what is done, and may cancel.
         options: further options of `CellposeAdapter`.
 
@@ -73,9 +76,10 @@ def adapt(
         progress=progress,
         callback=callback,
     )
-    if progress:
-        print(f"Result: {result.outcome}. {result.reason}.", file=sys.stderr)
+    trusted = result.outcome != "not to be trusted"
+    level = logging.INFO if trusted else logging.WARNING
+    logger.log(level, "Result: %s. %s.", result.outcome, result.reason)
     adapted: CellposeAdapter = result.adapter  # type: ignore[assignment]
-    if progress and (told := adapted.evaluation()):
-        print(f"Use it: model{told}", file=sys.stderr)
+    if told := adapted.evaluation():  # else the network sees other images than it has learnt from
+        logger.warning("Use it with what calibration has found or you have said: model%s", told)
     return adapted.cellpose_model()
