@@ -2,10 +2,12 @@
 
     python examples/mesmer_like.py
 
-The head layout, the targets and the watershed are those of Mesmer: for cells and for nuclei an
-inner distance and three classes per pixel. Mesmer itself is a TensorFlow model and was not run: the
-network is a small U-Net of segmentation_models_pytorch here, trained for a minute. The nuclei are
-real (an image of the package stardist); the cells around them, and their membranes, are drawn.
+Head layout, targets, normalisation and watershed are those of Mesmer: for cells and for nuclei an
+inner distance and three classes per pixel. Normalisation and watershed give what deepcell-toolbox
+gives, the watershed to the pixel (`tests/mesmer_references/`). Mesmer itself is a TensorFlow model
+and was not run: the network is a small U-Net of segmentation_models_pytorch here, trained for a
+minute. The nuclei are real (an image of the package stardist); the cells around them, and their
+membranes, are drawn.
 """
 
 import os
@@ -15,7 +17,8 @@ import segmentation_models_pytorch as smp
 import torch
 from scipy import ndimage
 from skimage.exposure import equalize_adapthist, rescale_intensity
-from skimage.morphology import disk, h_maxima
+from skimage.measure import label, regionprops
+from skimage.morphology import disk, h_maxima, remove_small_holes, remove_small_objects
 from skimage.segmentation import expand_labels, find_boundaries, relabel_sequential, watershed
 from stardist.data import test_image_nuclei_2d
 from torch import nn
@@ -25,6 +28,8 @@ from selfadapt import Adapter, Categorical, Config, OutputSpec, Scalar, adapt, m
 
 INTERIOR = 1
 """The classes are edge, interior and background."""
+PROMINENCE = {"cell": 0.075, "nucleus": 0.1}
+"""By which the inner distance at a seed is above what is around it."""
 
 
 class MesmerLikeAdapter(Adapter):
@@ -48,25 +53,30 @@ class MesmerLikeAdapter(Adapter):
         return model.unet.encoder
 
     def normalise(self, image, whole):
-        """Cut at the 99.9th percentile, then local contrast, each channel by itself."""
+        """Cut at the 99.9th percentile of what is not 0, then local contrast, by channel."""
         channels = []
         for channel, all_of_it in zip(image, whole, strict=True):
-            low, high = float(all_of_it.min()), float(np.percentile(all_of_it, 99.9))
-            if high == low:  # cells without a membrane image, for instance
+            if all_of_it.min() == all_of_it.max():  # no membrane image, for instance
                 channels.append(np.zeros(channel.shape, np.float32))
                 continue
-            unit = rescale_intensity(channel, (low, high), (0.0, 1.0))
+            low, high = all_of_it.min(), np.percentile(all_of_it[all_of_it != 0], 99.9)
+            unit = rescale_intensity(channel, (float(low), float(high)), (0.0, 1.0))
             channels.append(equalize_adapthist(unit, kernel_size=128))
         return np.stack(channels).astype(np.float32)
 
     def decode(self, outputs, size):
-        distance = ndimage.gaussian_filter(outputs[f"{self.compartment}_distance"][0].numpy(), 1)
+        """Mesmer's watershed, as it sets it for cells and for nuclei."""
+        distance = outputs[f"{self.compartment}_distance"][0].numpy()
         interior = outputs[f"{self.compartment}_classes"][INTERIOR].numpy()
-        interior = ndimage.gaussian_filter(interior, 1)
-        seeds, _ = ndimage.label(h_maxima(distance, 0.075, disk(2)))
+        interior = ndimage.gaussian_filter(interior, 2)
+        seeds = label(h_maxima(distance, PROMINENCE[self.compartment], disk(2)))
         found = watershed(-interior, seeds, mask=interior > 0.2)
-        is_large = np.bincount(found.ravel()) > 15
-        return np.where(is_large[found], found, 0).astype(np.int32)
+        found = remove_small_objects(found, max_size=14)
+        for cell in regionprops(found):
+            if cell.euler_number < 1:
+                box = found[cell.slice]
+                box[remove_small_holes(box == cell.label, max_size=14)] = cell.label
+        return relabel_sequential(found)[0].astype(np.int32)
 
 
 class MesmerLike(nn.Module):
