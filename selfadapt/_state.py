@@ -26,7 +26,7 @@ def refuse_other_tensors(name: str, theirs: Any, ours: Mapping[str, Tensor]) -> 
     if not same or any(
         not isinstance(theirs[key], Tensor) or theirs[key].shape != ours[key].shape for key in ours
     ):
-        raise CheckpointError(f"the saved {name} has other tensors than this network.")
+        raise CheckpointError(f"the saved run has other tensors as {name} than this one.")
 
 
 def refuse_other_state(theirs: Any, ours: Mapping[str, Any]) -> None:
@@ -44,7 +44,7 @@ def refuse_other_state(theirs: Any, ours: Mapping[str, Any]) -> None:
     refuse_difference("setting", theirs["config"], ours["config"])
     refuse_difference("heads", {"": theirs["outputs"]}, {"": ours["outputs"]})
     refuse_difference("initial model's", theirs["model"], ours["model"])
-    for name in ("student", "teacher"):
+    for name in ("student", "teacher", "thresholds"):
         refuse_other_tensors(name, theirs[name], ours[name])
 
 

@@ -76,6 +76,21 @@ def test_adapt_leaves_model_report_and_the_file_that_repeats_it(run, folder, tmp
     np.testing.assert_array_equal(first.segment(image), second.segment(image))
 
 
+def test_the_exit_code_and_the_last_line_of_adapt_are_its_verdict(run, folder, tmp_path, capsys):
+    noise = tmp_path / "noise"
+    noise.mkdir()
+    for k in range(3):
+        pixels = np.random.default_rng(k).normal(99, 9, (64, 80))
+        tifffile.imwrite(noise / f"{k}.tif", pixels.astype(np.uint16))
+    for images, out, trusted in ((folder / "images", run, True), (noise, tmp_path / "run", False)):
+        words = ["--images", str(images), "--out", str(out), "--resume", *QUICK]
+        code = main(["adapt", *DEMO, *words])
+        outcome = json.loads((out / "result.json").read_text())["outcome"]
+        assert (outcome != "not to be trusted") == (code == 0) == trusted
+        assert code in (0, 3)
+        assert capsys.readouterr().out.splitlines()[-1].startswith(f"Verdict: {outcome}. ")
+
+
 def test_segment_and_evaluate_agree_on_a_run(run, folder, tmp_path, capsys):
     images, masks = str(folder / "images"), str(folder / "masks")
     out, scores = tmp_path / "labels", tmp_path / "scores.json"

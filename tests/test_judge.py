@@ -8,7 +8,16 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import IMAGES, SHARED, SmallAdapter, config, discs, needs_shared, run_that_improves
+from helpers import (
+    IMAGES,
+    SHARED,
+    SmallAdapter,
+    config,
+    discs,
+    equal_states,
+    needs_shared,
+    run_that_improves,
+)
 from stardist.data import test_image_nuclei_2d as nuclei_2d
 
 from selfadapt import (
@@ -17,12 +26,14 @@ from selfadapt import (
     ImageError,
     Judge,
     Look,
+    Matches,
     Prediction,
     Thresholds,
     adapt,
     estimate_quality,
     match,
     open_images,
+    prepare,
 )
 from selfadapt._judge import choose_windows
 from selfadapt._look import IOUS, Views, views
@@ -338,6 +349,22 @@ def test_the_judge_sees_what_segment_sees(adapter):
         )
 
 
+def test_windows_of_a_slide_are_judged_as_segment_sees_them(adapter):
+    """Cells at one end: by itself, the noise at the other would show objects."""
+    slide = RNG(0).normal(0, 1, (2304, 256)).astype(np.float32)
+    slide[:512] = np.block([[discs(400 + k, (128, 128))[0] for k in (j, j + 4)] for j in range(4)])
+    windows = open_images(slide)[0].windows()
+    judge = Judge(windows)
+    judge.look(adapter, adapter.model)
+    whole, found = prepare(adapter, slide[None], "slide"), adapter.segment(slide)
+    assert (len(windows), len(judge.previews)) == (3, 9)
+    for preview, (_, pixels, _) in zip(judge.previews, judge.examples, strict=True):
+        place = preview.rows, preview.columns
+        torch.testing.assert_close(pixels, whole[:, *place])
+        assert (preview.before > 0).any() == (found[place] > 0).any() == (place[0].start < 512)
+    assert adapter.segment(slide[-768:]).any()
+
+
 def test_a_monitor_of_the_judge_measures_against_the_first_look(adapter):
     judge = Judge(IMAGES[:2])
     first = judge.look(adapter, adapter.model)
@@ -384,10 +411,18 @@ def test_black_frames_are_passed_over_by_check_and_empty_in_segment(adapter):
     assert not adapter.segment(black).any()
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_pure_noise_is_not_trusted(demo, seed):
+@pytest.mark.parametrize("seed", range(10))
+def test_pure_noise_is_not_trusted_whatever_the_network(demo, adapter, seed):
     noise = [RNG((seed, k)).normal(100, 10, (256, 256)) for k in range(3)]
-    assert not estimate_quality(demo, noise).trusted
+    assert not estimate_quality(demo, [each[:128, :128] for each in noise]).trusted
+    assert not estimate_quality(adapter, noise).trusted  # its objects there are large and few
+
+
+def test_nothing_that_was_adapted_to_noise_is_kept(adapter):
+    noise = [RNG(k).normal(100, 10, (96, 120)) for k in range(8)]
+    result = adapt(adapter, noise, config=config(validation_images=4), progress=False)
+    assert (result.outcome, result.candidate) == ("not to be trusted", "initial")
+    assert equal_states(result.adapter.model.state_dict(), adapter.model.state_dict())
 
 
 def test_the_wrong_polarity_is_not_trusted(demo):
@@ -404,14 +439,53 @@ class Shifted(SmpAdapter):
         return outputs
 
 
-def test_a_network_that_finds_less_and_is_surer_of_it_is_rejected(demo):
+@needs_shared
+def test_a_network_that_finds_less_and_agrees_better_is_rejected(demo):
+    """Only the brightest middles are left: copies agree better on these, and AP falls by half."""
     adapter = copy.copy(demo)
     adapter.__class__ = Shifted
-    judge = Judge(nuclei_2d(return_mask=True)[0], windows=4)
-    first = judge.look(adapter, adapter.model)
+    folder = SHARED / "data" / "dsb2018" / "fluo256"
+    images, masks = (open_images(folder / name)[:8] for name in ("images", "masks"))
     less = copy.deepcopy(adapter.model)
     less.shift = -4.3
-    assert judge.decide(first, [judge.look(adapter, less)]).chosen is None
+    judge = Judge(images)
+    first, later = judge.look(adapter, adapter.model), judge.look(adapter, less)
+    assert later.agreement > first.agreement + 0.02
+    assert pooled(later.turned[1]).ap > pooled(first.turned[1]).ap + 0.03
+    pairs = [(m.read()[0], i.read()[0]) for i, m in zip(images, masks, strict=True)]
+    ap = [
+        sum((match(m, each.segment(i))[0] for m, i in pairs), Matches()).ap
+        for each in (adapter, adapter.with_model(less))
+    ]
+    assert ap[1] < ap[0] / 2
+    verdict = judge.decide(first, [later])
+    assert verdict.chosen is None
+    assert "misses 56% of the objects" in verdict.reason
+
+
+class OneDisc(SmallAdapter):
+    """Networks that are told so draw one disc in the middle, whatever the image."""
+
+    def forward(self, model, images):
+        if not hasattr(model, "disc"):
+            return super().forward(model, images)
+        rows, columns = (torch.linspace(-1, 1, n) for n in images.shape[-2:])
+        disc = (0.3 - torch.hypot(rows[:, None], columns)).expand_as(images)
+        return self.outputs.split(torch.cat([0 * images, 0 * images, disc], 1))
+
+
+def test_a_network_that_draws_one_disc_whatever_the_image_is_rejected():
+    """Beside a network of which little is stable: a stable one would be a reference."""
+    adapter = OneDisc()
+    drawing = copy.deepcopy(adapter.model)
+    drawing.disc = True
+    judge = Judge([discs(300 + k, (96, 120))[0] for k in range(12)])
+    first, later = judge.look(adapter, adapter.model), judge.look(adapter, drawing)
+    assert (later.agreement, later.stability, later.missed) == (1, 1, 1)
+    assert max(first.agreement, first.stability) < 0.1
+    assert later.count.sum() == len(judge.windows) == 12  # enough to be judged
+    assert judge.trusts(later)
+    assert judge.decide(first, [later]).chosen is None
 
 
 @needs_shared

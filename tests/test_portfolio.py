@@ -106,6 +106,28 @@ def test_a_way_that_breaks_leaves_the_others(adapter, monkeypatch):
     assert max(last[name] for name in ("default", "batch", "gentle")) == 16
 
 
+@pytest.mark.parametrize("head", ["flow", "cellprob"])
+def test_a_way_whose_masks_keep_nothing_of_one_head_ends_and_names_it(adapter, monkeypatch, head):
+    """In the mean over the heads it would not show."""
+    step = SelfAdaptation.step
+
+    def masked(self, images):
+        info = step(self, images)
+        if self.iteration > 2:
+            info[f"kept_{head}"] = info[f"kept_{head}"] * 0
+        return info
+
+    monkeypatch.setattr(SelfAdaptation, "step", masked)
+    told = f"the masks keep no pixel of head '{head}' any more after iteration 4"
+    result = adapt(adapter, IMAGES, config=config(candidates="bold"), progress=False)
+    assert f"bold: {told}; " in result.reason
+    rows = [row for row in result.history if row["candidate"] == "bold"]
+    assert rows[-1]["iteration"] == 4
+    assert rows[-1]["kept"] > 0
+    result = adapt(adapter, IMAGES, config=config(), stop=None, progress=False)
+    assert (result.iteration, result.reason) == (0, f"{told}; the initial weights are kept")
+
+
 def test_all_looks_count_as_tries_even_if_their_weights_are_gone():
     counts = np.array([[6, 3, 3]] * 16)
     better = np.array([[8, 1, 1]] * 8 + [[6, 3, 3]] * 4 + [[7, 2, 2]] * 4)

@@ -1,5 +1,6 @@
 """Runs: adapt, resume, stopping, do no harm, snapshots."""
 
+import copy
 import gc
 import json
 import os
@@ -132,6 +133,45 @@ def test_a_state_of_another_run_is_refused_by_name(adapter, change, message):
     change(state)
     with pytest.raises(CheckpointError, match=message):
         run.load_state_dict(state)
+
+
+def plain(value):
+    """A copy of a state with arrays in place of its tensors."""
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return value.numpy().copy() if isinstance(value, torch.Tensor) else value
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s.update(optimizer=None),
+        lambda s: s["optimizer"].pop("state"),
+        lambda s: s["optimizer"].update(param_groups=[]),
+        lambda s: s["optimizer"]["param_groups"][0].update(params=[0]),
+        lambda s: s.update(generator=None),
+        lambda s: s.update(generator=s["generator"][:7]),
+        lambda s: s.update(generator=torch.zeros_like(s["generator"])),
+        lambda s: s.update(view_generator=s["view_generator"].float()),
+        lambda s: s["thresholds"].pop("cellprob"),
+        lambda s: s["thresholds"].update(cellprob=0.5),
+        lambda s: s["thresholds"].update(cellprob=torch.zeros(7)),
+        lambda s: s.update(thresholds=None),
+        lambda s: s.update(iteration="four"),
+    ],
+)
+def test_a_damaged_state_is_refused_and_nothing_is_changed(adapter, change):
+    run, other = SelfAdaptation(adapter, config()), SelfAdaptation(adapter, config())
+    for batch in batches(2):
+        run.step(batch)
+    other.step(batches(3)[2])
+    state, before = copy.deepcopy(other.state_dict()), plain(run.state_dict())
+    change(state)
+    with pytest.raises(CheckpointError, match=r"^the saved .*(damaged|other tensors)"):
+        run.load_state_dict(state)
+    np.testing.assert_equal(plain(run.state_dict()), before)
 
 
 SCRIPT = """

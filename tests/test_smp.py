@@ -189,6 +189,16 @@ def test_probabilities_are_told_apart_from_logits():
         (lambda: SmpAdapter(unet(1), "nuclei"), OutputError, "head 'nuclei' is not known"),
         (lambda: SmpAdapter(unet(1), "foreground,foreground"), OutputError, "named twice"),
         (lambda: SmpAdapter.from_pretrained("absent"), ModelError, "there is no model 'absent'"),
+        (
+            lambda: SmpAdapter(unet(1), "foreground", normalize="percntile"),
+            ConfigError,
+            "normalize='percntile' is not allowed: it must be 'percentile' or",
+        ),
+        (
+            lambda: SmpAdapter(unet(1), "foreground", gray="invert"),
+            ConfigError,
+            "gray='invert' is not allowed: it must be True or False",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(make, error, message):
