@@ -107,15 +107,15 @@ def decision_table(settings: Sequence[Setting], elsewhere: Mapping[str, Threshol
 
 
 def few_windows(settings: Sequence[Setting], elsewhere: Mapping[str, Thresholds]) -> str:
-    """What the judge keeps where it has fewer windows to look at, each domain without itself.
+    """What the judge would keep with fewer windows to look at, each domain without itself.
 
-    All choices of some of the windows of a setting; the size of instances stays that of all.
+    For that it is told that one is enough. All choices of some of the windows of a setting; the size of instances stays that of all.
     """
     these = changes(settings)
     rows = []
     for number in range(1, LOOKED_AT + 1):
         seen = [_seen(c, of) for c in these for of in combinations(range(LOOKED_AT), number)]
-        kept = [c.accepted(elsewhere[c.setting.domain]) for c in seen]
+        kept = [c.accepted(replace(elsewhere[c.setting.domain], windows=1)) for c in seen]
         cells = score(seen, kept).cells()
         rows.append([str(number), *cells[:3]])
     return table(["windows", "harmful accepted", "worst accepted", "helpful accepted"], rows)
