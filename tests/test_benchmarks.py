@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from helpers import IMAGES, SmallAdapter, config, discs, trained_adapter
 
-from selfadapt import Binary, OutputSpec, open_images
+from selfadapt import Binary, OutputSpec, Thresholds, _quality, open_images
 from selfadapt._predict import raw_outputs
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -161,6 +162,29 @@ def test_the_page_has_the_tables_of_the_committed_cells():
 
     page = (BENCHMARKS.parent / "docs" / "evidence.md").read_text()
     assert renewed(page, read(BENCHMARKS / "results" / "evidence.jsonl")) == page
+
+
+def test_the_page_has_the_judges_tables_of_the_committed_looks():
+    from common import filled
+    from judge import made
+
+    page = (BENCHMARKS.parent / "docs" / "evidence.md").read_text()
+    results = BENCHMARKS / "results"
+    assert filled(page, made(results / "judge.jsonl", results / "anchors.jsonl")) == page
+
+
+def test_the_shipped_constants_are_those_of_the_committed_looks_or_safer():
+    from judge import constants
+    from judge_rules import read
+
+    chosen = constants(read(BENCHMARKS / "results" / "judge.jsonl"))
+    for name in ("WEIGHTS", "OFFSET", "SPREAD", "TRUSTED"):
+        assert getattr(_quality, name) == chosen[name], name
+    shipped = Thresholds()
+    safer = {name: getattr(shipped, name) for name in ("risk", "missed", "added")}
+    assert replace(chosen["Thresholds"], **safer) == shipped
+    for name, value in safer.items():
+        assert value <= getattr(chosen["Thresholds"], name), name
 
 
 def look(ap: float, agreement: float, d_emb: float = 0.0):

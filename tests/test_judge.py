@@ -464,25 +464,26 @@ def test_a_network_that_finds_less_and_agrees_better_is_rejected(demo):
 
 
 class OneDisc(SmallAdapter):
-    """Networks that are told so draw one disc in the middle, whatever the image."""
+    """Networks that are told where draw one disc there, whatever the image."""
 
     def forward(self, model, images):
-        if not hasattr(model, "disc"):
+        if not hasattr(model, "place"):
             return super().forward(model, images)
-        rows, columns = (torch.linspace(-1, 1, n) for n in images.shape[-2:])
+        rows, columns = (torch.linspace(-1, 1, n) - model.place for n in images.shape[-2:])
         disc = (0.3 - torch.hypot(rows[:, None], columns)).expand_as(images)
         return self.outputs.split(torch.cat([0 * images, 0 * images, disc], 1))
 
 
-def test_a_network_that_draws_one_disc_whatever_the_image_is_rejected():
+@pytest.mark.parametrize("place", [0.0, 0.4])
+def test_a_network_that_draws_one_disc_whatever_the_image_is_rejected(place):
     """Beside a network of which little is stable: a stable one would be a reference."""
     adapter = OneDisc()
     drawing = copy.deepcopy(adapter.model)
-    drawing.disc = True
+    drawing.place = place
     judge = Judge([discs(300 + k, (96, 120))[0] for k in range(12)])
     first, later = judge.look(adapter, adapter.model), judge.look(adapter, drawing)
-    assert (later.agreement, later.stability, later.missed) == (1, 1, 1)
     assert max(first.agreement, first.stability) < 0.1
+    assert (later.agreement, later.stability, later.missed) == (place == 0, 1, 1)
     assert later.count.sum() == len(judge.windows) == 12  # enough to be judged
     assert judge.trusts(later)
     assert judge.decide(first, [later]).chosen is None
