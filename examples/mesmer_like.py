@@ -159,6 +159,7 @@ if __name__ == "__main__":
     # the scale is known: no calibration
     result = adapt(adapter, [new], channel_axis=0, config=config, calibrate=False)
     print(result.reason)
+    result.adapter.save("adapted.pt")
     for when, one in (("before", adapter), ("after", result.adapter)):
         found = one.segment(new, channel_axis=0)
         print(f"{when}: AP at IoU 0.5 {match(truth, found)[0].ap:.2f}, {found.max()} cells")

@@ -105,5 +105,6 @@ if __name__ == "__main__":
     config = Config(iterations=iterations)
     result = adapt(adapter, new, config=config, stop=EmbeddingDrift(0.5))
     print(result.reason)
+    result.adapter.save("adapted.pt")
     for when, one in (("before", adapter), ("after", result.adapter)):
         print(f"{when}: mean IoU of the classes {mean_iou(truth, one.classes(new)):.2f}")

@@ -7,9 +7,14 @@ distances to centre and boundary. Its encoder is the SAM vision transformer of t
 one, for tiles of 128 pixels instead of 1024, and trained with the decoder for a minute, on half of
 a real image of the package stardist. Weights of SAM or micro-SAM were not run. The other half, with
 another contrast, blurred and noisy, plays the new microscope.
+
+With WAY=lora, layers of low rank adapt in the encoder, too. At the end it says what a step of each
+way costs; COST_STEPS=0 leaves that out.
 """
 
+import copy
 import os
+import statistics
 import time
 
 import numpy as np
@@ -17,6 +22,7 @@ import torch
 from scipy import ndimage
 from stardist.data import test_image_nuclei_2d
 from timm.models.vision_transformer_sam import VisionTransformerSAM
+from torch import nn
 from torch_em.loss import DiceBasedDistanceLoss
 from torch_em.model import UNETR
 from torch_em.transform.label import PerObjectDistanceTransform
@@ -27,6 +33,29 @@ from selfadapt import normalize_percentile as percentiles
 
 DECODER = r"^(?!encoder\.)"
 """Of the parameters' names: all but those of the encoder."""
+LORA = r"^(?!encoder\.)|\.qkv\.(down|up)\."
+"""The same, and those of `LoRA`."""
+
+
+class LoRA(nn.Module):
+    """A linear layer that stays as it is, plus one of low rank, which starts at zero."""
+
+    def __init__(self, linear, rank=4):
+        super().__init__()
+        self.linear = linear
+        self.down = nn.Linear(linear.in_features, rank, bias=False)
+        self.up = nn.Linear(rank, linear.out_features, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, tokens):
+        return self.linear(tokens) + self.up(self.down(tokens))
+
+
+def add_lora(model, rank=4):
+    """Put one around the queries, keys and values of each block of the encoder."""
+    for block in model.encoder.blocks:
+        block.attn.qkv = LoRA(block.attn.qkv, rank)
+    return model
 
 
 class UnetrAdapter(Adapter):
@@ -105,24 +134,60 @@ def train(adapter, image, labels, steps):
     adapter.model.eval()
 
 
-def cost(adapter, config, steps=3):
-    """Seconds of a step, and bytes that training holds: for backward, gradients, and AdamW's."""
+def held(adapter, config):
+    """Bytes that training holds: for backward, gradients, and AdamW's two averages."""
     run = SelfAdaptation(adapter, config)
-    held = {}
+    storages = {}
 
     def keep(tensor):
-        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    batch = 255 * torch.rand(4, 1, 128, 128)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        run.loss(batch.to(run.device))
-    run.step(batch)
-    start = time.perf_counter()
-    for _ in range(steps):
-        run.step(batch)
-    seconds = (time.perf_counter() - start) / steps
-    return seconds, sum(held.values()) + 3 * sum(4 * p.numel() for p in run.parameters())
+        run.loss(batch_of(adapter, config).to(run.device))
+    return sum(storages.values()) + 3 * sum(4 * p.numel() for p in run.parameters())
+
+
+def batch_of(adapter, config):
+    return 255 * torch.rand(config.batch_size, 1, adapter.fixed_size, adapter.fixed_size)
+
+
+def seconds(ways, steps):
+    """Processor time of each step of each way; they take turns, so that all meet the same load."""
+    runs = {way: SelfAdaptation(*settings) for way, settings in ways.items()}
+    times = {way: [] for way in ways}
+    for step in range(steps + 1):  # the first warms up
+        for way, run in runs.items():
+            batch = batch_of(run.adapter, run.config)
+            start = time.process_time()
+            run.step(batch)
+            if step:
+                times[way].append(time.process_time() - start)
+    return times
+
+
+def compare(adapter, with_lora, steps):
+    """Lines of a table: what a step of each way costs, as a share of adapting everything."""
+    ways = {
+        "everything": (adapter, Config(batch_size=4)),
+        "the decoder": (adapter, Config(batch_size=4, trainable=DECODER)),
+        "LoRA and decoder": (with_lora, Config(batch_size=4, trainable=LORA)),
+    }
+    times, memory = seconds(ways, steps), {way: held(*ways[way]) for way in ways}
+    everything = times["everything"]
+    for way, of_steps in times.items():
+        shares = [one / first for one, first in zip(of_steps, everything, strict=True)]
+        low, _, high = statistics.quantiles(shares, n=4) if steps > 1 else 3 * shares
+        yield (
+            f"| {way} | {statistics.median(shares):.2f} ({low:.2f} to {high:.2f}) | "
+            f"{memory[way] / memory['everything']:.2f} |"
+        )
+    encoder = sum(p.numel() for p in adapter.model.encoder.parameters())
+    parameters = sum(p.numel() for p in adapter.model.parameters())
+    yield (
+        f"{parameters:,} parameters, {encoder:,} of them the encoder's; {steps} steps of "
+        f"{statistics.median(everything):.2f} s on {torch.get_num_threads()} thread(s)"
+    )
 
 
 if __name__ == "__main__":
@@ -130,20 +195,19 @@ if __name__ == "__main__":
     old, labels, new, truth = nuclei()
     adapter = UnetrAdapter(network())
     train(adapter, old, labels, steps=5 * iterations)
+    with_lora = UnetrAdapter(add_lora(copy.deepcopy(adapter.model)))  # gives the same, so far
+    way = os.environ.get("WAY", "decoder")
+    start, trainable = (with_lora, LORA) if way == "lora" else (adapter, DECODER)
     looks = min(iterations, 12)  # few where it runs for a moment only
     config = Config(
-        iterations=iterations, trainable=DECODER, candidates="default", validation_images=looks
+        iterations=iterations, trainable=trainable, candidates="default", validation_images=looks
     )
     # the scale is known: no calibration
-    result = adapt(adapter, new, config=config, calibrate=False)
+    result = adapt(start, new, config=config, calibrate=False)
     print(result.reason)
+    result.adapter.save("adapted.pt")
     for when, one in (("before", adapter), ("after", result.adapter)):
         found = one.segment(new)
         print(f"{when}: AP at IoU 0.5 {match(truth, found)[0].ap:.2f}, {found.max()} nuclei")
-    (time_all, memory_all), (seconds, memory) = (
-        cost(adapter, Config(trainable=trainable)) for trainable in ("all", DECODER)
-    )
-    print(
-        f"the decoder alone takes {seconds / time_all:.2f} of the time of a step and "
-        f"{memory / memory_all:.2f} of the memory of adapting everything"
-    )
+    if steps := int(os.environ.get("COST_STEPS", "10")):
+        print(*compare(adapter, with_lora, steps), sep="\n")

@@ -183,7 +183,7 @@ class AdapterTests:
         if self.images is None:
             pytest.skip("set `images`, on which the network of make_adapter works")
         found = check_adapter(self.make_adapter(), self.images, channel_axis=self.channel_axis)
-        assert not found.findings
+        assert not found.findings, str(found)
 
     def test_prepare_gives_float32_of_the_right_channels(self) -> None:
         """prepare keeps [C, H, W] and gives the channels that the network takes."""

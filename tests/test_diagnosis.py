@@ -1,10 +1,15 @@
 """Whether a trained network is what its adapter says: true words pass, false ones are named."""
 
+import copy
+from functools import cache
+from inspect import signature
+
 import numpy as np
 import pytest
 import torch
-from helpers import SHARED, discs, needs_shared
+from helpers import SHARED, SmallAdapter, discs, needs_shared
 from stardist.data import test_image_nuclei_2d as nuclei
+from test_heads import centre_vectors
 from torch import nn
 from torch.nn import functional
 
@@ -21,6 +26,7 @@ from selfadapt import (
     check_adapter,
 )
 from selfadapt._diagnosis import _gap
+from selfadapt.testing import AdapterTests
 from selfadapt_smp import SmpAdapter
 
 DISCS = [discs(k, (96, 96))[0] for k in range(3)]
@@ -251,3 +257,54 @@ def test_what_an_adapter_gets_wrong_is_named(name, broken, message):
 def test_a_forgotten_model_is_named():
     with pytest.raises(ModelError, match="the adapter's model is missing"):
         check_adapter(Plain(None, p=Binary()), DISCS)
+
+
+@cache
+def trained_vectors():
+    """Knows, after seconds, where the centres of discs are, and where there are discs."""
+    network = SmallAdapter().model
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    for step in range(150):
+        image, labels = discs(step)
+        centres, inside = torch.from_numpy(centre_vectors(labels)), torch.from_numpy(labels > 0)
+        out = network(torch.from_numpy(SmallAdapter().prepare(image[None]))[None])[0]
+        loss = functional.binary_cross_entropy_with_logits(out[2], inside.float())
+        loss = loss + functional.mse_loss(out[:2], centres)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return network.eval()
+
+
+class TestTrainedVectors(AdapterTests):
+    adapter = SmallAdapter
+    images = (discs(900)[0], discs(901)[0])
+
+    def make_adapter(self):
+        return self.adapter().with_model(trained_vectors())
+
+    def load(self, path):
+        network = copy.deepcopy(trained_vectors())
+        network.load_state_dict(torch.load(path))
+        return self.adapter().with_model(network)
+
+
+class Swapped(SmallAdapter):
+    """Declares (dx, dy) to be (dy, dx)."""
+
+    def forward(self, model, images):
+        return self.outputs.split(model(images)[:, [1, 0, 2]])
+
+
+def test_swapped_channels_fail_one_law_of_the_suite_and_it_is_that_one(tmp_path):
+    suite, failed = TestTrainedVectors(), {}
+    suite.adapter = Swapped
+    for name in dir(suite):
+        if name.startswith("test_"):
+            law = getattr(suite, name)
+            try:
+                law(**{"tmp_path": tmp_path} if "tmp_path" in signature(law).parameters else {})
+            except AssertionError as error:
+                failed[name] = str(error)
+    assert list(failed) == ["test_a_trained_network_is_what_the_adapter_says"]
+    assert "Finding: head 'flow'" in failed.popitem()[1]
