@@ -97,9 +97,8 @@ def keep_own(labels: Labels, block: Block, size: tuple[int, int]) -> tuple[Label
             is_cut |= 0 < start == window.start or window.stop == stop < side
         kept[number] = is_own
         reaching += is_own and is_cut
-    return skimage.segmentation.relabel_sequential(np.where(kept[labels], labels, 0))[0].astype(
-        np.int32
-    ), reaching
+    numbered = skimage.segmentation.relabel_sequential(np.where(kept[labels], labels, 0))[0]
+    return numbered.astype(np.int32), reaching
 
 
 def add_objects(target: Any, block: Block, labels: Labels, count: int) -> int:

@@ -163,9 +163,8 @@ def _rivals(row: NDArray[np.intp], column: NDArray[np.intp]) -> NDArray[np.intp]
     graph = scipy.sparse.coo_array(
         (np.ones(len(row), bool), (row, first + column)), shape=(size, size)
     )
-    group: NDArray[np.intp] = scipy.sparse.csgraph.connected_components(graph, directed=False)[1][
-        row
-    ]
+    _, groups = scipy.sparse.csgraph.connected_components(graph, directed=False)
+    group: NDArray[np.intp] = groups[row]
     return group
 
 

@@ -33,6 +33,20 @@ def test_the_map_names_each_module_and_no_other():
     assert named - house - napari == set()
 
 
+def test_checks_in_other_environments_are_those_of_ci():
+    script = ROOT / ".ci" / "run"
+    if not script.exists():
+        pytest.skip("not in a source distribution")
+    listed = [
+        line for line in MAP.read_text().splitlines() if re.match(r"- .*: `.*pip install", line)
+    ]
+    assert len(listed) == 4
+    for line in listed:
+        what, tests = re.search(r"(-e '[^`]*)`", line), re.search(r"tests/\w+\.py", line)
+        assert what[1] in script.read_text(), line
+        assert tests is None or tests[0] in script.read_text(), line
+
+
 def imported(name: str, within: dict[str, Path] = MODULES) -> set[str]:
     """Modules that one imports, in its functions too."""
     found: set[str] = set()
