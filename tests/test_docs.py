@@ -229,7 +229,9 @@ PROVOKED = {
     "--batch-size 0": f"adapt {MODEL} --images my_images --out new --batch_size 0",
     "'my_images' holds": f"adapt {MODEL} --images my_images --out my_images",
     "--tau is": f"adapt {MODEL} --images my_images --out new --tau 0.3",
-    "--trainable 'decodr'": f"adapt {MODEL} --images my_images --out new --trainable decodr",
+    "--trainable 'decodr' selects": (
+        f"adapt {MODEL} --images my_images --out new --trainable decodr"
+    ),
     "EmbeddingDrift needs": "adapt --adapter smp --model weights.pt --heads foreground --activated "
     "true --trust_torchscript true --images my_images --out new --stop embedding --calibrate false",
     "adapter 'cellpose' needs": "check --adapter cellpose --model cyto3 --images my_images",
