@@ -13,9 +13,9 @@ from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
+import scipy
+import skimage
 from numpy.typing import NDArray
-from scipy import ndimage
-from skimage.segmentation import relabel_sequential
 
 Labels = NDArray[np.int32]
 Place = tuple[slice, slice]
@@ -85,7 +85,7 @@ def keep_own(labels: Labels, block: Block, size: tuple[int, int]) -> tuple[Label
     """
     kept = np.zeros(int(labels.max(initial=0)) + 1, bool)
     reaching = 0
-    for number, place in enumerate(ndimage.find_objects(labels), 1):
+    for number, place in enumerate(scipy.ndimage.find_objects(labels), 1):
         if place is None:
             continue
         is_own, is_cut = True, False
@@ -97,7 +97,8 @@ def keep_own(labels: Labels, block: Block, size: tuple[int, int]) -> tuple[Label
             is_cut |= 0 < start == window.start or window.stop == stop < side
         kept[number] = is_own
         reaching += is_own and is_cut
-    return relabel_sequential(np.where(kept[labels], labels, 0))[0].astype(np.int32), reaching
+    numbered = skimage.segmentation.relabel_sequential(np.where(kept[labels], labels, 0))[0]
+    return numbered.astype(np.int32), reaching
 
 
 def add_objects(target: Any, block: Block, labels: Labels, count: int) -> int:
@@ -115,7 +116,7 @@ def add_objects(target: Any, block: Block, labels: Labels, count: int) -> int:
         How many it has now; they are labelled 1, 2, ...
     """
     there = np.asarray(target[block.window])
-    for number, place in enumerate(ndimage.find_objects(labels), 1):
+    for number, place in enumerate(scipy.ndimage.find_objects(labels), 1):
         own = labels[place] == number
         free = own & (there[place] == 0)
         if free.sum() >= (1 - COVERED) * own.sum():

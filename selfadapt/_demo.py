@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import skimage
 from numpy.typing import NDArray
-from skimage.transform import resize
 
 from selfadapt._adapt import adapt
 from selfadapt._config import Config
@@ -37,7 +37,7 @@ def demo_image() -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         ) from None
     image, labels = test_image_nuclei_2d(return_mask=True)
     size = [round(ENLARGED * n) for n in image.shape]
-    large = resize(image, size, order=1, preserve_range=True)
+    large = skimage.transform.resize(image, size, order=1, preserve_range=True)
     photons: NDArray[Any] = np.random.default_rng(0).poisson(large / 3)
     negative = photons.max() - photons
     return negative.astype(np.float32), resize_labels(labels, (size[0], size[1]))

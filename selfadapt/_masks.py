@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from selfadapt._errors import ImageError
 from selfadapt._lazy import LazyImage, failing
@@ -265,7 +265,7 @@ def refuse_photographs(masks: Sequence[LazyImage]) -> None:
 def _is_binary(mask: Image) -> bool:
     """Whether all that is no background has one number, in several places."""
     numbers = np.unique(mask[mask != 0])
-    return len(numbers) == 1 and ndimage.label(mask[0])[1] > 1
+    return len(numbers) == 1 and scipy.ndimage.label(mask[0])[1] > 1
 
 
 def _first(sources: Sequence[LazyImage]) -> list[Image]:

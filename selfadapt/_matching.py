@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from selfadapt._errors import ImageError
 
@@ -162,8 +160,11 @@ def _rivals(row: NDArray[np.intp], column: NDArray[np.intp]) -> NDArray[np.intp]
     """To which group each pair belongs; pairs of two groups have no instance in common."""
     first = row.max(initial=-1) + 1
     size = first + column.max(initial=-1) + 1
-    graph = coo_array((np.ones(len(row), bool), (row, first + column)), shape=(size, size))
-    group: NDArray[np.intp] = connected_components(graph, directed=False)[1][row]
+    graph = scipy.sparse.coo_array(
+        (np.ones(len(row), bool), (row, first + column)), shape=(size, size)
+    )
+    _, groups = scipy.sparse.csgraph.connected_components(graph, directed=False)
+    group: NDArray[np.intp] = groups[row]
     return group
 
 
@@ -178,7 +179,7 @@ def _best(
     # a match outweighs any sum of IoUs, so the number of matches comes first
     score[r, c] = 1 + iou / (2 * min(score.shape))
     which[r, c] = np.arange(len(row))
-    r, c = linear_sum_assignment(score, maximize=True)
+    r, c = scipy.optimize.linear_sum_assignment(score, maximize=True)
     chosen: NDArray[np.intp] = which[r, c][score[r, c] > 0]
     return chosen
 

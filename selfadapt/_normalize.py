@@ -4,9 +4,9 @@ import zlib
 from typing import Any
 
 import numpy as np
+import skimage
 import torch
 from numpy.typing import NDArray
-from skimage.transform import resize
 from torch import Tensor
 
 from selfadapt._errors import ImageError, first_line
@@ -101,7 +101,8 @@ def resize_image(image: Image, size: tuple[int, int]) -> Image:
     """`[C, H, W]` at another size, bilinear, low-passed first where it gets smaller; float32."""
     shape = (len(image), *size)
     return np.asarray(
-        resize(image, shape, order=1, anti_aliasing=True, preserve_range=True), np.float32
+        skimage.transform.resize(image, shape, order=1, anti_aliasing=True, preserve_range=True),
+        np.float32,
     )
 
 

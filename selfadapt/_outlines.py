@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import scipy
+import skimage
 from numpy.typing import NDArray
-from scipy import ndimage
-from skimage.measure import find_contours
 
 from selfadapt._matching import ranked
 
@@ -32,8 +32,10 @@ def outlines(labels: NDArray[Any]) -> Iterator[tuple[int, list[Polygon]]]:
     """
     ranks, _ = ranked(labels)
     values = np.unique(labels[labels > 0]).tolist()
-    for rank, (value, box) in enumerate(zip(values, ndimage.find_objects(ranks), strict=True), 1):
-        parts, count = ndimage.label(ranks[box] == rank)
+    for rank, (value, box) in enumerate(
+        zip(values, scipy.ndimage.find_objects(ranks), strict=True), 1
+    ):
+        parts, count = scipy.ndimage.label(ranks[box] == rank)
         corner = np.array([box[1].start, box[0].start])
         rings = [_rings(parts == part) for part in range(1, count + 1)]
         yield value, [[ring + corner for ring in part] for part in rings]
@@ -42,7 +44,7 @@ def outlines(labels: NDArray[Any]) -> Iterator[tuple[int, list[Polygon]]]:
 def _rings(part: NDArray[np.bool_]) -> Polygon:
     """The outer ring and the holes of pixels that hang together by their edges."""
     rings: Polygon = []
-    for line in find_contours(np.pad(part, 1).astype(float), 0.5):
+    for line in skimage.measure.find_contours(np.pad(part, 1).astype(float), 0.5):
         # the line goes from the middle of an edge to that of the next one: in each step it passes
         # the corner between them, in the middle of four pixels
         corners = np.floor((line[1:] + line[:-1]) / 2).astype(np.intp)[:, ::-1]

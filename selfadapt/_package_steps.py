@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 import torch
-from scipy.special import expit, softmax
 from torch import Tensor
 
 from selfadapt._adapter import Adapter
@@ -57,8 +57,13 @@ def postprocessing(name: str, head: Head, raw: Tensor) -> list[dict[str, Any]]:
     """
     ways: tuple[list[Step], ...] = (
         [],
-        [Step({"id": "sigmoid"}, expit)],
-        [Step({"id": "softmax", "kwargs": {"axis": "channel"}}, lambda x: softmax(x, axis=0))],
+        [Step({"id": "sigmoid"}, scipy.special.expit)],
+        [
+            Step(
+                {"id": "softmax", "kwargs": {"axis": "channel"}},
+                lambda x: scipy.special.softmax(x, axis=0),
+            )
+        ],
     )
     for steps in ways:
         if _same(steps, raw.numpy(), head.values(raw).numpy()):

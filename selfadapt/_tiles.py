@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import skimage
 import torch
 from numpy.typing import NDArray
-from skimage.transform import resize
 from torch import Tensor
 
 from selfadapt._spec import OutputSpec
@@ -105,7 +105,9 @@ def pad_far_side(
 def resize_labels(labels: NDArray[Any], size: tuple[int, int]) -> NDArray[np.int32]:
     """Instances `[H, W]` at another size, each pixel that of its nearest neighbour."""
     if labels.shape != size:
-        labels = resize(labels, size, order=0, preserve_range=True, anti_aliasing=False)
+        labels = skimage.transform.resize(
+            labels, size, order=0, preserve_range=True, anti_aliasing=False
+        )
     return labels.astype(np.int32)
 
 

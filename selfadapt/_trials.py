@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-from scipy import ndimage
+import scipy
 from torch import Tensor
 
 from selfadapt._adapter import Adapter
@@ -159,7 +159,7 @@ def _busiest(image: Image, most: int) -> list[tuple[int, int]]:
     gray = image.mean(0, dtype=np.float32)
     gray = np.clip(gray, *np.percentile(gray, (1, 99)))
     side = SIDE // 2
-    means = [ndimage.uniform_filter(each, side, mode="nearest") for each in (gray, gray**2)]
+    means = [scipy.ndimage.uniform_filter(each, side, mode="nearest") for each in (gray, gray**2)]
     varies = means[1] - means[0] ** 2
     for axis, n in enumerate(gray.shape):  # windows that lie inside
         margin = min(side // 2, (n - 1) // 2)

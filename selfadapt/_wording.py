@@ -13,12 +13,15 @@ from selfadapt._adapter import Adapter
 from selfadapt._config import Config
 from selfadapt._errors import ConfigError
 
+LIST = "a list such as [2, 3]"
 KINDS = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
     str: "text",
-    Sequence: "a list such as [2, 3]",
+    Sequence: LIST,
+    list: LIST,
+    tuple: LIST,
     dict: "names and values such as {name: 1}",
 }
 """Types of arguments, in words."""

@@ -11,7 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any, Literal
 
 import imageio.v3 as iio
 import numpy as np
@@ -29,6 +31,7 @@ from selfadapt._masks import refuse_photographs
 from selfadapt._settings_file import DEEPEST, read_settings
 from selfadapt._shell_images import _matches
 from selfadapt._shell_run import _criterion
+from selfadapt._wording import kinds_of
 from selfadapt_smp import SmpAdapter
 
 QUICK = [
@@ -750,6 +753,21 @@ def test_python_in_a_message_becomes_flags_where_the_command_has_them():
         "--gray null is not allowed: it must be true or false, such as --gray true "
         "(see: selfadapt adapt --help)"
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (float | Literal["auto"] | None, ["a number", "auto"]),
+        (Literal["soft", "hard"], ["soft, hard"]),
+        (Sequence[int] | None, ["a list such as [2, 3]"]),
+        (tuple[int, int], ["a list such as [2, 3]"]),
+        (bool | dict[str, Any], ["true or false", "names and values such as {name: 1}"]),
+        (None, []),
+    ],
+)
+def test_types_are_told_in_words(kind, words):
+    assert kinds_of(kind) == words
 
 
 def test_what_is_missing_is_said_with_what_it_is(capsys):

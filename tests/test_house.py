@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -29,6 +31,20 @@ def test_the_map_names_each_module_and_no_other():
     napari = {n.partition(".")[2] for n in MODULES if n.startswith("selfadapt_napari._")}
     assert house - named == set()
     assert named - house - napari == set()
+
+
+def test_checks_in_other_environments_are_those_of_ci():
+    script = ROOT / ".ci" / "run"
+    if not script.exists():
+        pytest.skip("not in a source distribution")
+    listed = [
+        line for line in MAP.read_text().splitlines() if re.match(r"- .*: `.*pip install", line)
+    ]
+    assert len(listed) == 4
+    for line in listed:
+        what, tests = re.search(r"(-e '[^`]*)`", line), re.search(r"tests/\w+\.py", line)
+        assert what[1] in script.read_text(), line
+        assert tests is None or tests[0] in script.read_text(), line
 
 
 def imported(name: str, within: dict[str, Path] = MODULES) -> set[str]:
@@ -79,3 +95,30 @@ def test_files_are_short_enough_to_be_read(folder):
     }
     assert lengths
     assert {name: n for name, n in lengths.items() if n > LONGEST} == {}
+
+
+IMPORT = """
+import time, torch, numpy, sys
+before = time.process_time()
+import selfadapt
+print(time.process_time() - before, *sorted({name.partition(".")[0] for name in sys.modules}))
+print(*sys.modules)
+"""
+LATE = {
+    "bioio", "bioimageio", "cellpose", "csbdeep", "distributed", "h5py", "jsonargparse",
+    "matplotlib", "napari", "pandas", "roifile", "segmentation_models_pytorch", "shtab", "stardist",
+    "timm",
+}  # fmt: skip
+LATE_PARTS = {"scipy.ndimage", "scipy.optimize", "scipy.special", "skimage.transform"}
+
+
+def test_the_import_takes_a_moment_once_torch_is_there():
+    """In processor time: others at work on the machine make no difference."""
+    told = subprocess.run(
+        [sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    seconds, *packages = told[0].split()
+    assert {"selfadapt", "torch", "scipy"} <= set(packages)
+    assert set(packages) & LATE == set()
+    assert set(told[1].split()) & LATE_PARTS == set()
+    assert float(seconds) < 1.5

@@ -12,10 +12,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import tifffile
-from helpers import IMAGES, config, run_adapt, run_that_improves
+from helpers import IMAGES, SmallAdapter, config, discs, run_adapt, run_that_improves
 from PIL import Image
+from scipy import ndimage
 
 from selfadapt import adapt, write_report
+from selfadapt._charts import _INK, COLOURS
 from selfadapt._fates import FATES, fates, summed
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium, of the extra test")
@@ -48,6 +50,12 @@ def driver():
     started.quit()
 
 
+class Findable(SmallAdapter):
+    """Of which scale and polarity are found in the images."""
+
+    adjustable = frozenset({"scale", "invert", "tta"})
+
+
 @pytest.fixture(scope="module")
 def runs(adapter, tmp_path_factory):
     """Folders of finished runs, by what they are for."""
@@ -57,6 +65,10 @@ def runs(adapter, tmp_path_factory):
     both = config(candidates="default,gentle")
     adapt(adapter, IMAGES, config=both, output_dir=root / "initial kept", progress=False)
     run_that_improves(adapter, root / "improved")
+    dark = [255 - discs(300 + k, (96, 120))[0] for k in range(3)]
+    few = config(iterations=1, views=2)
+    found = Findable().with_model(adapter.model)
+    adapt(found, dark, config=few, output_dir=root / "calibrated", progress=False)
     return root
 
 
@@ -114,6 +126,40 @@ def test_the_verdict_is_read_first_and_nothing_is_wrong_or_fetched(page, runs, r
     assert len(pictures) == 6
     script = "return arguments[0].complete && arguments[0].naturalWidth"
     assert all(page.execute_script(script, each) > 100 for each in pictures)
+
+
+def near(shot, colour):
+    """Where a picture has the colour "#rrggbb", on white."""
+    return np.abs(shot - [int(colour[k : k + 2], 16) for k in (1, 3, 5)]).max(-1) < 40
+
+
+@pytest.mark.parametrize("page", ["calibrated"], indirect=True)
+def test_the_star_of_calibration_stands_at_the_scale_that_was_chosen(page, runs):
+    told = json.loads((runs / "calibrated" / "calibration.json").read_text())
+    chosen = told["chosen"]["input"]
+    assert chosen["invert"]  # of the dark discs
+    section = page.find_element(By.CSS_SELECTOR, ".calibration")
+    assert section.is_displayed()
+    assert section.find_element(By.TAG_NAME, "h2").text == "How the images go in"
+    assert f"Scale {chosen['scale']:.3g}, finds objects of about" in section.text
+    assert "inverted (dark made bright)" in section.text
+    name = section.find_element(By.TAG_NAME, "img").accessible_name
+    assert f"chosen: scale {chosen['scale']:.3g}, score {told['chosen']['score']:.2f}" in name
+    assert page.get_log("browser") == []
+
+    shot = seen(page, ".calibration img")
+    first, second, *_ = COLOURS.values()
+    flat = near(shot, first)  # as it is: nothing is found at any scale
+    assert not any(each["score"] for each in told["trials"] if not each["input"]["invert"])
+    line = np.flatnonzero(flat[flat.sum(1).argmax()])
+    scales = np.log([each["input"]["scale"] for each in told["trials"]])
+    share = (np.log(chosen["scale"]) - scales.min()) / (scales.max() - scales.min())
+    ink = ndimage.uniform_filter(near(shot, _INK).astype(float), 7)
+    row, column = np.unravel_index(ink.argmax(), ink.shape)
+    assert ink[row, column] > 0.8  # no letter, and no axis
+    assert abs(column - (line[0] + share * (line[-1] - line[0]))) < 6
+    best = np.flatnonzero(near(shot, second)[:, column - 12 : column + 12].any(1))
+    assert abs(row - best[0]) < 12  # where the other line is highest
 
 
 def test_the_slider_wipes_from_after_to_before(page):

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,22 +191,34 @@ def test_a_network_that_was_built_here_opens_in_stardist(tmp_path):
     np.testing.assert_allclose(outputs["prob"].sigmoid()[0], theirs.predict(image)[0], atol=1e-5)
 
 
-EXPORT = """
-import sys
-import torch._dynamo  # loaded after TensorFlow, the triton in it crashes
-from stardist.models import StarDist2D
-StarDist2D(None, name="model", basedir=sys.argv[1]).export_TF()
-"""
+PAGE = Path(__file__).parents[1] / "docs" / "stardist.md"
+
+
+@pytest.fixture
+def blocks(trained, tmp_path, monkeypatch):
+    """The blocks of the page that need TensorFlow, by language; here is what they start from."""
+    shutil.copytree(trained, tmp_path / "run" / "model")
+    monkeypatch.chdir(tmp_path)
+    found = re.findall(r"^<!-- not run: needs TensorFlow -->\n```(\w+)\n(.*?)^```$",
+                       PAGE.read_text(), re.M | re.S)  # fmt: skip
+    assert [language for language, _ in found] == ["python", "bash"]
+    return dict(found)
+
+
+def test_the_page_segments_with_stardist_itself(blocks, trained):
+    exec(blocks["python"], names := {"image": nuclei()})
+    assert names["labels"].max() > 20
+    exact = match(names["labels"], StardistAdapter(trained).segment(nuclei()), [0.99])[0]
+    assert exact.fp + exact.fn <= 0.02 * names["labels"].max()
 
 
 @pytest.mark.skipif(find_spec("tf_keras") is None, reason="needs tf_keras")
-def test_stardist_exports_a_saved_folder_for_fiji_with_keras_2(trained, tmp_path):
+def test_the_command_of_the_page_exports_a_saved_folder_for_fiji(blocks, trained, tmp_path):
     import tensorflow as tf
 
-    shutil.copytree(trained, tmp_path / "model")
-    keras_2 = os.environ | {"TF_USE_LEGACY_KERAS": "1"}
-    subprocess.run([sys.executable, "-c", EXPORT, str(tmp_path)], env=keras_2, check=True)
-    with zipfile.ZipFile(tmp_path / "model" / "TF_SavedModel.zip") as packed:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["bash", "-ec", blocks["bash"]], env=os.environ | {"PATH": path}, check=True)
+    with zipfile.ZipFile(tmp_path / "run" / "model" / "TF_SavedModel.zip") as packed:
         packed.extractall(tmp_path / "opened")
     opened = tf.saved_model.load(str(tmp_path / "opened"))
     image = normalize(nuclei(), 1, 99.8)[:160, :192].astype(np.float32)
