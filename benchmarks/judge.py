@@ -149,7 +149,8 @@ def kinds_table(settings: Sequence[Setting], elsewhere: Mapping[str, Thresholds]
 def few_windows(settings: Sequence[Setting], elsewhere: Mapping[str, Thresholds]) -> str:
     """What the judge would keep with fewer windows to look at, each domain without itself.
 
-    For that it is told that one is enough. All choices of some of the windows of a setting; the size of instances stays that of all.
+    For that it is told that one is enough. All choices of some of the windows of a setting; the
+    size of instances stays that of all.
     """
     these = changes(settings)
     rows = []

@@ -1,6 +1,5 @@
 """The run: one stateful object around the pure parts of the method."""
 
-import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
@@ -35,7 +34,7 @@ from selfadapt._network import (
 from selfadapt._predict import learns_before_bottleneck
 from selfadapt._pseudo_labels import labels_and_masks, make_thresholds
 from selfadapt._schedule import learning_rate
-from selfadapt._state import refuse_other_state
+from selfadapt._state import loaded_optimizer, refuse_other_state
 from selfadapt._teacher import make_teacher, update_teacher
 from selfadapt._views import drawn, view_votes
 
@@ -306,15 +305,16 @@ class SelfAdaptation:
             CheckpointError: something differs; the message names it, and nothing is changed.
         """
         refuse_other_state(state, self.state_dict())
-        trial = torch.optim.AdamW(self.parameters())
         try:
-            trial.load_state_dict(copy.deepcopy(state["optimizer"]))
+            loaded_optimizer(self.parameters(), state["optimizer"])  # on trial
             thresholds = {
                 name: state["thresholds"][name].to(self.device) for name in self.thresholds
             }
             generator = torch.Generator(self.device).set_state(state["generator"].cpu())
             view_generator = torch.Generator().set_state(state["view_generator"].cpu())
             iteration = int(state["iteration"])
+            if iteration < 0:
+                raise ValueError(f"its iteration is {iteration}")
         except Exception as error:
             raise CheckpointError(f"the saved run is damaged: {first_line(error)}") from None
         # from here on nothing can fail

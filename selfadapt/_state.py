@@ -1,10 +1,12 @@
 """What a saved run must share with the one that goes on from it."""
 
+import copy
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from selfadapt._errors import CheckpointError
 
@@ -46,6 +48,23 @@ def refuse_other_state(theirs: Any, ours: Mapping[str, Any]) -> None:
     refuse_difference("initial model's", theirs["model"], ours["model"])
     for name in ("student", "teacher", "thresholds"):
         refuse_other_tensors(name, theirs[name], ours[name])
+
+
+def loaded_optimizer(parameters: list[nn.Parameter], state: dict[str, Any]) -> torch.optim.AdamW:
+    """An optimiser of `parameters` in a saved state; raises, anything, where it is none of it."""
+    optimizer = torch.optim.AdamW(parameters)
+    usual = optimizer.param_groups[0].keys()
+    optimizer.load_state_dict(copy.deepcopy(state))
+    for group in optimizer.param_groups:
+        if missing := usual - group.keys():
+            raise ValueError(f"the optimizer lacks {min(missing)}")
+        for parameter in group["params"]:
+            averages = optimizer.state.get(parameter, {})
+            if averages and not all(
+                averages[name].shape == parameter.shape for name in ("exp_avg", "exp_avg_sq")
+            ):
+                raise ValueError("the optimizer's averages are of other shapes")
+    return optimizer
 
 
 def first_difference(name: str, was: Any, now: Any) -> tuple[str, str, str]:

@@ -160,6 +160,10 @@ def plain(value):
         lambda s: s["thresholds"].update(cellprob=torch.zeros(7)),
         lambda s: s.update(thresholds=None),
         lambda s: s.update(iteration="four"),
+        lambda s: s.update(iteration=-4),
+        lambda s: s["optimizer"]["param_groups"][0].pop("lr"),
+        lambda s: s["optimizer"]["state"][0].pop("exp_avg_sq"),
+        lambda s: s["optimizer"]["state"][0].update(exp_avg=torch.zeros(7)),
     ],
 )
 def test_a_damaged_state_is_refused_and_nothing_is_changed(adapter, change):
