@@ -87,7 +87,7 @@ def test_types_are_imported_like_all_else():
     assert not [name for name, file in MODULES.items() if "TYPE_CHECKING" in file.read_text()]
 
 
-@pytest.mark.parametrize("folder", ["selfadapt", "adapters", "plugins"])
+@pytest.mark.parametrize("folder", ["selfadapt", "adapters", "plugins", "benchmarks"])
 def test_files_are_short_enough_to_be_read(folder):
     lengths = {
         str(file.relative_to(ROOT)): len(file.read_text().splitlines())
