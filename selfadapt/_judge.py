@@ -1,6 +1,7 @@
 """Which network is kept: looks at held-out images, and one decision over all of them."""
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -24,6 +25,8 @@ from selfadapt._predict import Labels, predict
 from selfadapt._quality import estimate
 from selfadapt._signals import middles
 from selfadapt._verdict import Thresholds, Verdict, decide, order
+
+logger = logging.getLogger(__name__)
 
 PER_IMAGE = 3
 """More windows of one image are not seen: a look would take too long."""
@@ -60,7 +63,8 @@ class Judge:
     Args:
         images: held-out images, any source that `open_images` takes.
         monitors: what to measure beside, or instead of, the paper's two.
-        windows: at most that many are seen; of each image three, of a single one four.
+        windows: at most that many are seen; of each image three, of a single one as many as
+            `thresholds` asks for.
         side: of a window, in pixels of the network.
         thresholds: what is asked of a network that is to take the place of the first one.
         channel_axis: see `open_images`.
@@ -189,6 +193,16 @@ class Judge:
                     ]
                     pixels.append(prepared[:, cut[0], cut[1]].clone())  # no view of all of it
         self._adapter, self._pixels = adapter, pixels
+
+    def warn_of_few_windows(self) -> None:
+        """Say, after the first look, that there are too few windows for anything to be kept."""
+        if len(self.windows) < self.thresholds.windows:
+            logger.warning(
+                "The held-out images have %d windows, and nothing is kept that was seen in fewer "
+                "than %d: give more or larger images, or more of them for validation.",
+                len(self.windows),
+                self.thresholds.windows,
+            )
 
     def decide(
         self,

@@ -4,7 +4,7 @@ import copy
 import re
 import threading
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,24 +166,6 @@ def select_parameters(model: nn.Module, trainable: str) -> list[str]:
             f"{', '.join(free[:3]) or 'all frozen'}."
         )
     return chosen
-
-
-def share_frozen(
-    initial: Mapping[str, nn.Parameter], learnt: Collection[str], *networks: nn.Module
-) -> None:
-    """Let parameters that do not adapt be those of the initial network, to hold them once."""
-    for network in networks:
-        for name, parameter in network.named_parameters():
-            if name not in learnt:
-                parameter.data = initial[name].data
-
-
-def load_weights(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load a state dict, without writing into what is shared with another network."""
-    for name, parameter in network.named_parameters():
-        if not torch.equal(parameter, state[name].to(parameter.device)):
-            parameter.data = torch.empty_like(parameter.data)
-    network.load_state_dict(state)
 
 
 def frozen_parts(module: nn.Module) -> list[nn.Module]:

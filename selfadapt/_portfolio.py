@@ -77,6 +77,8 @@ class Portfolio:
         self._say("stage", initial(self.run))
         if not self._look(initial(self.run)).look.finite:
             raise OutputError("the network gives NaN or infinity for held-out images.")
+        if self.stop == "auto":
+            self.judge.warn_of_few_windows()
         if isinstance(self.stop, EmbeddingDrift):
             self.run.refuse_blind(self.stop, self.crops.batch(0)[:1])
         self._say("look", initial(self.run))

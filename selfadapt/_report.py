@@ -57,7 +57,7 @@ _OUTCOMES = {
 """Of each outcome: its kind for the style sheet, what it means, and what to do."""
 _NAMED = 5
 """So many images are named."""
-_MARK = re.compile(r" \w+ \([\d, ]+\) [0-9a-f]{8}$")
+_MARK = re.compile(r" \S+ \([\d, ]+\) [0-9a-f]{8}$")
 """What `checksum` has added to a name."""
 _TABLE = {
     "stability": "stability",

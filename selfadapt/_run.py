@@ -24,17 +24,15 @@ from selfadapt._network import (
     copy_network,
     fingerprint,
     frozen_parts,
-    load_weights,
     pick_device,
     refuse_wrapped,
     seeded,
     select_parameters,
-    share_frozen,
 )
 from selfadapt._predict import learns_before_bottleneck
 from selfadapt._pseudo_labels import labels_and_masks, make_thresholds
 from selfadapt._schedule import learning_rate
-from selfadapt._state import loaded_optimizer, refuse_other_state
+from selfadapt._state import refuse_damaged_optimizer, refuse_other_state
 from selfadapt._teacher import make_teacher, update_teacher
 from selfadapt._views import drawn, view_votes
 
@@ -83,7 +81,6 @@ class SelfAdaptation:
         self._frozen = frozen_parts(self.student)
         self.teacher = make_teacher(self.student)
         start = dict(self.initial.named_parameters())
-        share_frozen(start, names, self.student, self.teacher)
         self._fingerprint = fingerprint(self.initial)
         self._anchors = [start[name] for name in names]
         self.iteration = 0
@@ -100,8 +97,8 @@ class SelfAdaptation:
 
         The run is still anchored to, and compared with, the initial network.
         """
-        load_weights(self.student, model.state_dict())
-        load_weights(self.teacher, model.state_dict())
+        self.student.load_state_dict(model.state_dict())
+        self.teacher.load_state_dict(model.state_dict())
 
     def parameters(self) -> list[nn.Parameter]:
         """The student's parameters that adapt, for an optimiser of your own."""
@@ -133,7 +130,7 @@ class SelfAdaptation:
             OutputError: the network's output does not fit the heads.
             ModelError: the outputs have no gradient.
         """
-        refuse_wrapped(self.student, "the run calls it by itself; wrap the loss instead")
+        refuse_wrapped(self.student, "the run calls it by itself; give `run.student.module`")
         images = checked(images, self.adapter, self.device)
         labels, masks = self._pseudo_labels(images)
         # dropout and the like draw from a stream of their own: a resumed run repeats it, and the
@@ -205,10 +202,11 @@ class SelfAdaptation:
         there = self.adapter.embedding_module(self.student) is not None
         if not isinstance(stop, EmbeddingDrift) or (there and self.config.batch_norm == "batch"):
             return
-        images = checked(images, self.adapter, self.device)
+        images = checked(images[:1], self.adapter, self.device)
         if not learns_before_bottleneck(self.adapter, self.student, images):
+            why = "no parameter before the bottleneck adapts" if there else "no bottleneck is named"
             raise ConfigError(
-                f"{stop!r} would see nothing: no parameter before the bottleneck adapts "
+                f"{stop!r} would see nothing: {why} "
                 f"(trainable={self.config.trainable!r}). Let `embedding_module` name a later "
                 "layer, or stop otherwise (FalseNegativeRate, or None for all iterations)."
             )
@@ -306,7 +304,7 @@ class SelfAdaptation:
         """
         refuse_other_state(state, self.state_dict())
         try:
-            loaded_optimizer(self.parameters(), state["optimizer"])  # on trial
+            refuse_damaged_optimizer(self.parameters(), state["optimizer"])
             thresholds = {
                 name: state["thresholds"][name].to(self.device) for name in self.thresholds
             }
@@ -318,8 +316,8 @@ class SelfAdaptation:
         except Exception as error:
             raise CheckpointError(f"the saved run is damaged: {first_line(error)}") from None
         # from here on nothing can fail
-        load_weights(self.student, state["student"])
-        load_weights(self.teacher, state["teacher"])
+        self.student.load_state_dict(state["student"])
+        self.teacher.load_state_dict(state["teacher"])
         self.optimizer.load_state_dict(state["optimizer"])
         for name, threshold in thresholds.items():
             self.thresholds[name].threshold = threshold

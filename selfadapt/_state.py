@@ -50,21 +50,23 @@ def refuse_other_state(theirs: Any, ours: Mapping[str, Any]) -> None:
         refuse_other_tensors(name, theirs[name], ours[name])
 
 
-def loaded_optimizer(parameters: list[nn.Parameter], state: dict[str, Any]) -> torch.optim.AdamW:
-    """An optimiser of `parameters` in a saved state; raises, anything, where it is none of it."""
+def refuse_damaged_optimizer(parameters: list[nn.Parameter], state: dict[str, Any]) -> None:
+    """Raise an error of some kind unless an AdamW of these parameters can go on from the state."""
     optimizer = torch.optim.AdamW(parameters)
-    usual = optimizer.param_groups[0].keys()
+    usual = {name: type(value) for name, value in optimizer.param_groups[0].items()}
     optimizer.load_state_dict(copy.deepcopy(state))
     for group in optimizer.param_groups:
-        if missing := usual - group.keys():
-            raise ValueError(f"the optimizer lacks {min(missing)}")
+        for name, kind in usual.items():
+            if not isinstance(group.get(name), kind):
+                raise ValueError(f"the optimizer has no {name} that could be used")
         for parameter in group["params"]:
             averages = optimizer.state.get(parameter, {})
             if averages and not all(
-                averages[name].shape == parameter.shape for name in ("exp_avg", "exp_avg_sq")
+                getattr(averages.get(name), "shape", None) == parameter.shape
+                and bool(averages[name].isfinite().all())
+                for name in ("exp_avg", "exp_avg_sq")
             ):
-                raise ValueError("the optimizer's averages are of other shapes")
-    return optimizer
+                raise ValueError("the optimizer's averages do not fit the weights")
 
 
 def first_difference(name: str, was: Any, now: Any) -> tuple[str, str, str]:

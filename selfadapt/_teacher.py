@@ -14,15 +14,12 @@ def make_teacher(student: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None:
-    """teacher = decay * teacher + (1 - decay) * student, for all parameters that adapt.
+    """teacher = decay * teacher + (1 - decay) * student, for all parameters.
 
     Buffers (batch-norm statistics, counters) are copied: they are averages already, and
     averaging integer counters has no meaning.
     """
     average = get_ema_multi_avg_fn(decay)
-    pairs = zip(teacher.parameters(), student.parameters(), strict=True)
-    learnt = [pair for pair in pairs if pair[1].requires_grad]
-    means, values = zip(*learnt, strict=True)
-    average(means, values, torch.tensor(1))
+    average(tuple(teacher.parameters()), tuple(student.parameters()), torch.tensor(1))
     if buffers := list(teacher.buffers()):
         torch._foreach_copy_(buffers, list(student.buffers()))

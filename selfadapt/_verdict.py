@@ -159,7 +159,7 @@ def veto(first: Look, look: Look, asked: Thresholds) -> str | None:
     if windows < asked.windows:
         return (
             f"it was seen in {windows} windows with objects, and {asked.windows} are needed: give "
-            "more images, or hold back more of them (validation, validation_share)"
+            "more or larger images, or more of them for validation"
         )
     if not look.stability >= asked.floor:
         return f"its stability of {look.stability:.2f} is below {asked.floor}"
@@ -176,7 +176,7 @@ def veto(first: Look, look: Look, asked: Thresholds) -> str | None:
     elif now < asked.fewest * windows:
         return (
             f"it finds {now} objects in {windows} windows, too few where the first network finds "
-            "nothing that could be compared"
+            "nothing stable to compare them with"
         )
     if look.agreement < first.agreement - asked.fall:
         return f"flipped and turned copies agree less ({look.agreement:.2f})"

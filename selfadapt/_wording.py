@@ -34,10 +34,10 @@ SETTING = re.compile(
 )
 """`name=value` in a message for those who write Python; not in the name of a file."""
 FLAG = re.compile(r"--(\w+)")
-NAME = re.compile(r"\b[a-z0-9]+(?:_[a-z0-9]+)+\b")
+NAME = re.compile(r"(?<![/\\.])\b[a-z0-9]+(?:_[a-z0-9]+)+\b(?!/)")
 """Of a setting, where it cannot be an English word."""
 QUOTES = "'\""
-PYTHON = re.compile(r"\b(True|False|None)\b")
+PYTHON = re.compile(r"\b(True|False|None)\b(?! of)")
 
 
 class Help(argparse.HelpFormatter):
@@ -90,7 +90,7 @@ class Parser(ArgumentParser):
     def in_flags(self, message: str) -> str:
         """What is wrong with a setting, `name=value` in Python, in the flags of this command.
 
-        A message that names the flag itself stays as it is.
+        Only where the message begins with one; if it names the flag itself, it stays as it is.
         """
 
         def said(found: re.Match[str]) -> str:
@@ -99,9 +99,11 @@ class Parser(ArgumentParser):
                 return found[0]
             return f"{flag_of(name)} {PYTHON.sub(typed_word, value)}{refused or ''}"
 
-        told = SETTING.sub(said, message)
         found = SETTING.match(message)
-        if told == message or found is None or not found[3]:
+        if found is None:  # what it says is of something else, such as a file or torch's own words
+            return message
+        told = SETTING.sub(said, message)
+        if told == message or not found[3]:
             return told
         rule = PYTHON.sub(typed_word, NAME.sub(self._flagged, told)).removesuffix(".")
         example = "" if "such as" in rule else self._example(found[1])

@@ -302,14 +302,16 @@ def test_blank_windows_of_a_large_image_are_passed_over(tmp_path):
         hold_out(blank, config())
 
 
-@pytest.mark.parametrize(("count", "held"), [(1, 1), (2, 1), (5, 1), (14, 2), (100, 2)])
+@pytest.mark.parametrize(("count", "held"), [(1, 1), (2, 1), (5, 2), (14, 4), (20, 5), (100, 9)])
 def test_hold_out_is_seeded_and_disjoint(count, held):
     images = open_images([pixels(9, 9)] * count)
-    training, validation = hold_out(images, config())
+    settings = config(validation_images=9)
+    training, validation = hold_out(images, settings)
     assert len(validation) == held
     names = {i.name for i in training} & {i.name for i in validation}
     assert names == ({"image 0"} if count == 1 else set())
-    assert hold_out(images, config()) == (training, validation)
+    assert hold_out(images, settings) == (training, validation)
+    assert len(hold_out(images, config())[1]) == min(held, config().validation_images)
 
 
 def test_normalisation_and_gray():

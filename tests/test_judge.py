@@ -28,6 +28,7 @@ from selfadapt import (
     Look,
     Matches,
     Prediction,
+    RunCancelledError,
     Thresholds,
     adapt,
     estimate_quality,
@@ -419,10 +420,24 @@ def test_pure_noise_is_not_trusted_whatever_the_network(demo, adapter, seed):
 
 
 def test_nothing_that_was_adapted_to_noise_is_kept(adapter):
-    noise = [RNG(k).normal(100, 10, (96, 120)) for k in range(8)]
-    result = adapt(adapter, noise, config=config(validation_images=4), progress=False)
+    noise = [RNG(k).normal(100, 10, (96, 120)) for k in range(12)]
+    settings = config(validation_images=8, validation_share=0.6)
+    result = adapt(adapter, noise, config=settings, progress=False)
     assert result.candidate == "initial", result.reason
+    assert "windows" not in result.reason  # there are enough of them
     assert equal_states(result.adapter.model.state_dict(), adapter.model.state_dict())
+
+
+def test_a_run_that_can_keep_nothing_says_so_before_its_first_step(adapter, caplog):
+    def cancel(event):
+        assert (event.stage, event.kind) != ("adaptation", "step")
+        return (event.stage, event.kind) == ("adaptation", "look")
+
+    for given, told in (({"validation_images": 3}, True), ({"validation_images": 4}, False)):
+        caplog.clear()
+        with pytest.raises(RunCancelledError):
+            adapt(adapter, IMAGES[:8], config=config(**given), callback=cancel, progress=False)
+        assert ("nothing is kept that was seen in fewer than 4" in caplog.text) == told
 
 
 def test_the_wrong_polarity_is_not_trusted(demo):
