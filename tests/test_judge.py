@@ -433,6 +433,7 @@ def test_a_run_that_can_keep_nothing_says_so_before_its_first_step(adapter, capl
         assert (event.stage, event.kind) != ("adaptation", "step")
         return (event.stage, event.kind) == ("adaptation", "look")
 
+    images = [*IMAGES, *IMAGES][:8]
     for given, told in (({"validation_images": 3}, True), ({"validation_images": 4}, False)):
         caplog.clear()
         with pytest.raises(RunCancelledError):
