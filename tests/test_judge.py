@@ -437,7 +437,7 @@ def test_a_run_that_can_keep_nothing_says_so_before_its_first_step(adapter, capl
     for given, told in (({"validation_images": 3}, True), ({"validation_images": 4}, False)):
         caplog.clear()
         with pytest.raises(RunCancelledError):
-            adapt(adapter, IMAGES[:8], config=config(**given), callback=cancel, progress=False)
+            adapt(adapter, images, config=config(**given), callback=cancel, progress=False)
         assert ("nothing is kept that was seen in fewer than 4" in caplog.text) == told
 
 
