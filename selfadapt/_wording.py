@@ -28,7 +28,7 @@ KINDS = {
 CHOICE = re.compile(r"invalid choice: (.*) \(choose from (.*)\)")
 VALUE = re.compile(r'Parser key "([\w.]+)":(.*)(?:Given|Got) value: (.*)', re.DOTALL)
 SETTING = re.compile(
-    r"""(?:(?<=[\s(])|^)(\w+)="""
+    r"""(?:(?<=\s)|(?<=\s\()|^)(\w+)="""
     r"""('[^']*'|"[^"]*"|\([^)]*\)|\[[^]]*]|True|False|None|-?(?:inf|nan|\d[\d.e+-]*\d|\d))"""
     r"""(?=[.,;:)]*(?:\s|$))(\sis\snot\sallowed)?"""
 )
@@ -90,20 +90,22 @@ class Parser(ArgumentParser):
     def in_flags(self, message: str) -> str:
         """What is wrong with a setting, `name=value` in Python, in the flags of this command.
 
-        Only where the message begins with one; if it names the flag itself, it stays as it is.
+        A message that names the flag itself stays as it is; so do names of files, and what is
+        written as `Name(name=value)`.
         """
 
         def said(found: re.Match[str]) -> str:
             name, value, refused = found.groups()
+            before = message[: found.start()].rpartition("/")
+            if before[1] and ":" not in before[2]:  # still the name of a file
+                return found[0]
             if not self._has_flag(name) or re.search(rf"--{name}\b|{flag_of(name)}\b", message):
                 return found[0]
             return f"{flag_of(name)} {PYTHON.sub(typed_word, value)}{refused or ''}"
 
-        found = SETTING.match(message)
-        if found is None:  # what it says is of something else, such as a file or torch's own words
-            return message
         told = SETTING.sub(said, message)
-        if told == message or not found[3]:
+        found = SETTING.match(message)
+        if told == message or found is None or not found[3]:
             return told
         rule = PYTHON.sub(typed_word, NAME.sub(self._flagged, told)).removesuffix(".")
         example = "" if "such as" in rule else self._example(found[1])

@@ -737,6 +737,8 @@ def test_what_other_commands_refuse_is_said_with_its_flag(folder, capsys, tmp_pa
 def test_python_in_a_message_becomes_flags_where_the_command_has_them():
     parser = COMMANDS["adapt"].parser(DEMO)
     assert parser.in_flags("a.tif: say channel_axis=-1.") == "a.tif: say --channel-axis -1."
+    for said in ("/data/exp seed=1: no such folder.", "EmbeddingDrift(seed=5) would see nothing."):
+        assert parser.in_flags(said) == said
     for text in (
         "holds another run: resume it (resume=True, --resume).",  # said already
         "the teacher's iou=2 is not allowed: it must be above 0.",  # no flag
