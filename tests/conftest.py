@@ -8,8 +8,8 @@ import torch
 from helpers import trained_adapter
 from hypothesis import settings
 
-# scripts: one that needs TensorFlow, and those that take a night
-collect_ignore = ["stardist_references/make.py", "campaigns"]
+# scripts: those that need other libraries, and those that take a night
+collect_ignore = ["stardist_references/make.py", "mesmer_references/make.py", "campaigns"]
 
 # The same examples at every run, so that what fails is what was changed. New ones are drawn at a
 # night's length (SELFADAPT_EXAMPLES, test_hostile.py).

@@ -725,7 +725,7 @@ def test_the_shell_adapts_segments_and_evaluates(trained, tmp_path, capsys):
     assert '"ap50"' in capsys.readouterr().out
     bad = ["--adapter", "cellpose", "--model", str(trained), "--diameter", "0"]
     assert main(["adapt", *bad, "--images", images, "--out", str(tmp_path / "other")]) == 2
-    assert "diameter=0.0 is not allowed" in capsys.readouterr().err
+    assert "--diameter 0.0 is not allowed" in capsys.readouterr().err
 
 
 def test_the_registry_knows_it():

@@ -150,7 +150,7 @@ def test_report_is_drawn_again(run, capsys):
     (run / "report.html").unlink()
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
-    assert page.count("data:image/png") == 1  # one held-out image
+    assert page.count("data:image/png") == 2  # held-out images
     assert page.count("data:image/svg+xml") == 6  # curves
     assert "views = 2" in page
 
