@@ -100,7 +100,7 @@ def trust_threshold(settings: Sequence[Setting], estimates: Array) -> float:
     return float(np.quantile(good, REFUSED)) if len(good) else 0.0
 
 
-def left_out(settings: Sequence[Setting], only: str = "") -> tuple[Array, Array]:
+def left_out(settings: Sequence[Setting]) -> tuple[Array, Array]:
     """Estimate of each setting, and whether it is trusted, without its domain."""
     estimates, trusted = np.zeros(len(settings)), np.zeros(len(settings), bool)
     for domain in sorted({each.domain for each in settings}):

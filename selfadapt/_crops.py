@@ -19,11 +19,10 @@ from selfadapt._lazy import LazyImage
 from selfadapt._masks import refuse_masks
 from selfadapt._normalize import Image, checksum, is_constant
 from selfadapt._tiles import pad_far_side, round_up
+from selfadapt._verdict import Thresholds
 
 logger = logging.getLogger(__name__)
 
-LEAST = 4
-"""Fewer images are not held out where there are twice as many: the judge wants four windows."""
 CHECKED = 256
 """That many images are read before the run starts."""
 CACHE_BYTES = 256 * 2**20
@@ -241,7 +240,9 @@ def hold_out(
     """
     if len(sources) == 1:
         return sources, sources
-    wanted = max(1, round(config.validation_share * len(sources)), min(LEAST, len(sources) // 2))
+    # of an image the judge may have one window, and it wants several
+    least = max(1, min(Thresholds.windows, len(sources) // 2))
+    wanted = max(least, round(config.validation_share * len(sources)))
     count = min(wanted, config.validation_images, len(sources) - 1)
     order = np.random.default_rng(config.seed).permutation(len(sources)).tolist()
     held_out = set(islice((index for index in order if _is_useful(sources[index])), count))

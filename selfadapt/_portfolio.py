@@ -80,7 +80,7 @@ class Portfolio:
         if self.stop == "auto":
             self.judge.warn_of_few_windows()
         if isinstance(self.stop, EmbeddingDrift):
-            self.run.refuse_blind(self.stop, self.crops.batch(0)[:1])
+            self.run.refuse_blind(self.stop, self.crops.batch(0))
         self._say("look", initial(self.run))
 
     def go(self) -> Ending:

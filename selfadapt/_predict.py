@@ -1,9 +1,9 @@
 """What a network says about one image: outputs, bottleneck embedding, instances."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from selfadapt._tiles import resize_labels
 from selfadapt._views import mean_outputs
 
 Labels = NDArray[np.int32]
+Told = TypeVar("Told")
 
 
 class Predicting(Protocol):
@@ -71,7 +72,7 @@ def predict(
     was prepared; by default those of `image`.
     """
     image = image.to(next(model.parameters()).device)
-    with evaluating(model), _pooled_bottlenecks(_bottleneck(adapter, model)) as pooled:
+    with evaluating(model), _watched(_bottleneck(adapter, model), _pool) as pooled:
         outputs = raw_outputs(adapter, model, image)
     embedding = torch.cat(pooled).mean(0) if pooled else None
     if not adapter.can_decode:
@@ -162,33 +163,31 @@ def _bottleneck(adapter: Predicting, model: nn.Module) -> nn.Module | None:
 
 
 @contextmanager
-def _pooled_bottlenecks(module: nn.Module | None) -> Iterator[list[Tensor]]:
-    """Collect the output of `module`, averaged over positions, `[B, D]` per call of it."""
-    pooled: list[Tensor] = []
+def _watched(module: nn.Module | None, told: Callable[[Any], Told]) -> Iterator[list[Told]]:
+    """Collect what `told` says of the output of `module`, per call of it; nothing of no module."""
+    found: list[Told] = []
     if module is None:
-        yield pooled
+        yield found
         return
-    handle = module.register_forward_hook(lambda _, __, output: pooled.append(_pool(output)))
+    handle = module.register_forward_hook(lambda _, __, output: found.append(told(output)))
     try:
-        yield pooled
+        yield found
     finally:
         handle.remove()
 
 
 def learns_before_bottleneck(adapter: Predicting, model: nn.Module, images: Tensor) -> bool:
     """Whether anything that adapts lies before the bottleneck: else it stays as it is."""
-    outputs: list[Any] = []
-    if (module := adapter.embedding_module(model)) is None:
-        return False
-    handle = module.register_forward_hook(lambda _, __, output: outputs.append(output))
-    try:
+
+    def learns(output: Any) -> bool:
+        return bool(_last_map(output).requires_grad)
+
+    with _watched(_bottleneck(adapter, model), learns) as found:
         adapter.forward(model.eval(), images.clone())  # some work in place
-    finally:
-        handle.remove()
-    return any(last_map(output).requires_grad for output in outputs)
+    return any(found)
 
 
-def last_map(output: Any) -> Any:
+def _last_map(output: Any) -> Any:
     """What a layer gives; encoders with a list of feature maps give their bottleneck last."""
     while isinstance(output, list | tuple):
         output = output[-1]
@@ -197,7 +196,7 @@ def last_map(output: Any) -> Any:
 
 def _pool(output: Any) -> Tensor:
     """Mean over positions of a map `[B, D, H, W]`, of tokens `[B, N, D]` or of `[B, D]`."""
-    output = last_map(output)
+    output = _last_map(output)
     if not isinstance(output, Tensor) or output.ndim not in (2, 3, 4):
         raise OutputError(
             "the embedding module gives no feature map [B, D, H, W], tokens [B, N, D] or vector "

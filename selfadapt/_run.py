@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -192,18 +192,18 @@ class SelfAdaptation:
         self.update_teacher()
         return info
 
-    def refuse_blind(self, stop: object, images: Tensor) -> None:
+    def refuse_blind(self, stop: EmbeddingDrift, images: Tensor) -> None:
         """Raise ConfigError where the drift of the bottleneck would be 0, whatever is learnt.
 
         Args:
-            stop: a criterion; of others than `EmbeddingDrift` nothing is asked.
+            stop: the criterion.
             images: any batch that `loss` would take.
         """
         there = self.adapter.embedding_module(self.student) is not None
-        if not isinstance(stop, EmbeddingDrift) or (there and self.config.batch_norm == "batch"):
+        if there and self.config.batch_norm == "batch":
             return
-        images = checked(images[:1], self.adapter, self.device)
-        if not learns_before_bottleneck(self.adapter, self.student, images):
+        images = checked(images, self.adapter, self.device)
+        if not learns_before_bottleneck(self.adapter, self.student, images[:1]):
             why = "no parameter before the bottleneck adapts" if there else "no bottleneck is named"
             raise ConfigError(
                 f"{stop!r} would see nothing: {why} "
@@ -259,10 +259,12 @@ class SelfAdaptation:
                 "measures it."
             )
         history, looked = [], False
-        batches = iter(batches)
-        if (begin := next(batches, None)) is not None:
-            self.refuse_blind(stop, begin)
-            batches = chain([begin], batches)
+        if isinstance(stop, EmbeddingDrift):
+            batches = iter(batches)
+            begin = list(islice(batches, 1))
+            for images in begin:
+                self.refuse_blind(stop, images)
+            batches = chain(begin, batches)
         for info in self.iterate(batches, judge):
             history.append({name: float(value) for name, value in info.items()})
             looked |= self.look_due

@@ -304,7 +304,7 @@ class CellposeAdapter(Adapter):
 
     def usage(self, path: Path) -> str:
         opening = opening_line(path, self.model, self._template)
-        return opening + self.evaluation() * opening.startswith("CellposeModel(")
+        return opening + self.evaluation() if opening.startswith("CellposeModel(") else opening
 
     def evaluation(self) -> str:
         """What `eval` must be told, as `.eval(image, ...)`; empty where that is nothing."""
