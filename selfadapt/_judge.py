@@ -198,9 +198,10 @@ class Judge:
         """Say, after the first look, that there are too few windows for anything to be kept."""
         if len(self.windows) < self.thresholds.windows:
             logger.warning(
-                "The held-out images have %d windows, and nothing is kept that was seen in fewer "
+                "The held-out images have %d window%s, and nothing is kept that was seen in fewer "
                 "than %d: give more or larger images, or more of them for validation.",
                 len(self.windows),
+                "s" * (len(self.windows) != 1),
                 self.thresholds.windows,
             )
 

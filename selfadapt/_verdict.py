@@ -158,8 +158,9 @@ def veto(first: Look, look: Look, asked: Thresholds) -> str | None:
     windows = np.count_nonzero(by_window(look.count))
     if windows < asked.windows:
         return (
-            f"it was seen in {windows} windows with objects, and {asked.windows} are needed: give "
-            "more or larger images, or more of them for validation"
+            f"it was seen in {windows} window{'s' * (windows != 1)} with objects, and "
+            f"{asked.windows} are needed: give more or larger images, or more of them for "
+            "validation"
         )
     if not look.stability >= asked.floor:
         return f"its stability of {look.stability:.2f} is below {asked.floor}"

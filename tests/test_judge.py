@@ -173,6 +173,7 @@ DISC[40:80, 40:80] = 1
     [
         ([seen_as(DISC) for _ in range(WINDOWS)], "4 objects, too few"),
         ([*STEADY[1:], seen_as(0 * DISC)], "in 3 windows with objects, and 4 are needed"),
+        ([STEADY[0], *[seen_as(0 * DISC)] * 3], "in 1 window with objects, and 4 are needed"),
         ([seen_as(without(grid(), 0.32, k)) for k in range(WINDOWS)], "misses 33% of the objects"),
         ([seen_as(grid(12, 6, 10, 2)) for _ in range(WINDOWS)], "misses 100% of the objects"),
         ([seen_as(grid(), 0.2, k) for k in range(WINDOWS)], "stability changes by"),
@@ -439,6 +440,7 @@ def test_a_run_that_can_keep_nothing_says_so_before_its_first_step(adapter, capl
         with pytest.raises(RunCancelledError):
             adapt(adapter, images, config=config(**given), callback=cancel, progress=False)
         assert ("nothing is kept that was seen in fewer than 4" in caplog.text) == told
+        assert ("have 3 windows, and" in caplog.text) == told
 
 
 def test_the_wrong_polarity_is_not_trusted(demo):

@@ -314,17 +314,20 @@ class Lingering(nn.Dropout):
 
 
 def test_two_threads_draw_what_each_draws_alone():
-    def loss(seed):
-        adapter = SmallAdapter()
-        adapter.model.bottleneck.append(Lingering())
-        run = SelfAdaptation(adapter, config(seed=seed))
+    adapter = SmallAdapter()
+    adapter.model.bottleneck.append(Lingering())
+    batch = torch.rand(2, 1, 32, 32)
+
+    def runs():
+        return [SelfAdaptation(adapter, config(seed=seed)) for seed in (0, 1)]
+
+    def losses(run):
         return [run.loss(batch)[0].item() for _ in range(3)]
 
-    batch = torch.rand(2, 1, 32, 32)
-    alone = [loss(seed) for seed in (0, 1)]
+    alone = [losses(run) for run in runs()]
     assert alone[0] != alone[1]
     with ThreadPoolExecutor(2) as threads:
-        assert list(threads.map(loss, (0, 1))) == alone
+        assert list(threads.map(losses, runs())) == alone
 
 
 def test_a_callers_own_autocast_holds():
